@@ -1,0 +1,108 @@
+"""What a run is told: the data and the two models; and a parser whose YAML files the command line overrides."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+from .config import ULEConfig
+from .errors import UleError
+
+
+@dataclass
+class DataArguments:
+    """Which images, and how they are read."""
+
+    dataset: str = field(default="digits", metadata={"help": "digits, or folder with --data_dir."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with your images and their metadata."})
+    shortcut: Literal["patch", "half"] = field(default="patch", metadata={"help": "digits: kind of shortcut."})
+    correlation: float = field(
+        default=0.95, metadata={"help": "digits: share of training images whose shortcut agrees with the label."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "folder: column with the file names."})
+    label_column: str = field(default="label", metadata={"help": "folder: column with the labels."})
+    split_column: str | None = field(default=None, metadata={"help": "folder: column with the splits."})
+    attribute_columns: list[str] = field(
+        default_factory=list, metadata={"help": "folder: columns with spurious attributes; groups are label x these."}
+    )
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave out unreadable images, with a count."})
+    augmentation: Literal["none", "flip", "crop"] | None = field(
+        default=None, metadata={"help": "Training images: as they are, mirrored, or cropped and mirrored."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Which two models."""
+
+    model: str = field(
+        default="timm/resnet50.a1_in1k",
+        metadata={"help": "Hub id (timm or transformers), local folder, or timm architecture (from scratch)."},
+    )
+    student_model: str | None = field(default=None, metadata={"help": "The student's, where it differs."})
+    checkpoint_path: str | None = field(
+        default=None, metadata={"help": "A safetensors file for a bare timm architecture; for both models."}
+    )
+    model_args: str | None = field(
+        default=None, metadata={"help": 'JSON given on to timm.create_model, such as {"img_size": 64}.'}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the model was made for."})
+
+    def parsed_model_args(self) -> dict[str, Any] | None:
+        if self.model_args is None:
+            return None
+        try:
+            parsed = json.loads(self.model_args)
+        except json.JSONDecodeError as error:
+            raise UleError(f'--model_args is no JSON ({error}); write it as {{"img_size": 64}}, in quotes') from error
+        if not isinstance(parsed, dict):
+            raise UleError(f'--model_args is a {type(parsed).__name__}; write a JSON object such as {{"img_size": 64}}')
+        return parsed
+
+
+def parse(argv: list[str], recipes: Path | None = None) -> tuple[DataArguments, ModelArguments, ULEConfig]:
+    """Command line to dataclasses. ``--config FILE.yaml`` gives defaults that the command line overrides.
+
+    Without ``--config``, ``<recipes>/<dataset>/default.yaml`` is used where it exists.
+
+    Raises:
+        UleError: a file that cannot be read, or an option that does not exist.
+    """
+    parser = HfArgumentParser((DataArguments, ModelArguments, ULEConfig))
+    parser.add_argument("--config", help="YAML file with options; the command line overrides it.")
+    chosen = parser.parse_known_args(argv)[0]
+    config = Path(chosen.config) if chosen.config else None
+    if config is None and recipes is not None and (recipes / chosen.dataset / "default.yaml").is_file():
+        config = recipes / chosen.dataset / "default.yaml"
+    if config is not None:
+        parser.set_defaults(**_read_yaml(config, known=set(vars(chosen)) - {"config"}))
+    *parsed, _config, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        options = [f"--{name}" for name in vars(chosen)]
+        raise UleError(f"option {unknown[0]} does not exist{_close_matches(unknown[0], options)}; see --help")
+    return tuple(parsed)
+
+
+def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UleError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UleError(f"config {path} holds a {type(values).__name__}; write one 'option: value' a line")
+    for name in values:
+        if name not in known:
+            raise UleError(f"config {path}: option {name} does not exist{_close_matches(name, sorted(known))}")
+    # YAML 1.1 reads 1e-4 as a string; argparse converts defaults that are strings, as it does what is typed
+    return {n: str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for n, v in values.items()}
+
+
+def _close_matches(name: str, options: list[str]) -> str:
+    matches = difflib.get_close_matches(name, options)
+    return f" (did you mean {', '.join(matches)}?)" if matches else ""

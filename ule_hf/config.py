@@ -1,0 +1,145 @@
+"""`ULEConfig`: a `TrainingArguments` with the choices of ULE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from .attribution import Norm, Score, Sign
+from .errors import UleError
+from .unlearning import Control, Term
+from .variant import PRESETS, Attribution, StudentLoss, Variant, parse_grid
+
+
+@dataclass
+class ULEConfig(TrainingArguments):
+    """Options of :class:`ule_hf.trainer.ULETrainer`; everything a `TrainingArguments` has, and:
+
+    > The method: a preset fixes these, an option given beside it wins
+
+    attribution, score, grid, map_sign, map_norm, term, unlearning_weight, student_loss, student_head_start
+
+    > Schedule, student, controls
+
+    unlearning_warmup, gce_q, control, student_learning_rate, student_weight_decay
+
+    > Defaults that differ from `TrainingArguments`
+
+    Evaluation, checkpoints and log lines come every epoch; the best epoch by worst-*class* validation accuracy is
+    loaded at the end, because that rule needs no group labels (``metric_for_best_model="worst_group_accuracy"`` where
+    the validation data has groups); columns are kept for the image transforms; a loss that is not finite is shown.
+
+    Raises:
+        UleError: a choice that is not known, or an option that cannot work with second derivatives.
+    """
+
+    preset: Literal["paper", "path"] = field(
+        default="paper",
+        metadata={"help": "paper: our reading of arXiv 2409.02792. path: expected gradients and a biased student."},
+    )
+    attribution: Attribution | None = field(
+        default=None, metadata={"help": "What is differentiated: the score at the images, or on paths between two."}
+    )
+    score: Score | None = field(default=None, metadata={"help": "The scalar that is differentiated."})
+    grid: str | None = field(
+        default=None, metadata={"help": "Cells of the map: ROWSxCOLUMNS, such as 4x4 or 2x1, or dense."}
+    )
+    map_sign: Sign | None = field(default=None, metadata={"help": "What becomes of an attribution's sign."})
+    map_norm: Norm | None = field(default=None, metadata={"help": "What each map is divided by."})
+    term: Term | None = field(default=None, metadata={"help": "How student's and teacher's map are compared."})
+    unlearning_weight: float | None = field(
+        default=None, metadata={"help": "λ, the weight of the term; 0 trains the teacher plainly."}
+    )
+    unlearning_warmup: float = field(
+        default=0.0, metadata={"help": "Epochs over which the weight rises from 0, after the head start."}
+    )
+    control: Control = field(
+        default="none", metadata={"help": "What stands in for the student's map, to see whether the student teaches."}
+    )
+    student_loss: StudentLoss | None = field(default=None, metadata={"help": "The student's loss."})
+    gce_q: float = field(default=0.7, metadata={"help": "q of the generalised cross-entropy."})
+    student_head_start: float | None = field(
+        default=None,
+        metadata={"help": "Epochs, of num_train_epochs, that the student trains before the teacher joins."},
+    )
+    student_learning_rate: float | None = field(default=None, metadata={"help": "Defaults to learning_rate."})
+    student_weight_decay: float | None = field(default=None, metadata={"help": "Defaults to weight_decay."})
+    channels_last: bool | None = field(
+        default=None, metadata={"help": "Memory format of weights and images; by default on for convolutional models."}
+    )
+    report_step_cost: bool = field(
+        default=False, metadata={"help": "Measure a ULE step beside a plain step once, before training."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Discard the model that the output folder already holds."}
+    )
+
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    logging_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "worst_class_accuracy"
+    remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False
+
+    def __post_init__(self) -> None:
+        self._apply_preset()
+        super().__post_init__()
+        self._refuse_what_cannot_work()
+        if self.ddp_find_unused_parameters is None:
+            # during its head start the student's parameters are the only ones used
+            self.ddp_find_unused_parameters = self.student_head_start > 0
+
+    def _apply_preset(self) -> None:
+        if self.preset not in PRESETS:
+            raise UleError(f"preset {self.preset!r} is not known; choose one of {', '.join(PRESETS)}")
+        if self.score is None and self.attribution == "gradient":
+            self.score = "predicted"  # whichever the preset: its score may need a path
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        for name in ("unlearning_weight", "unlearning_warmup", "student_head_start"):
+            if getattr(self, name) < 0:
+                raise UleError(f"{name} is {getattr(self, name)}; it must not be negative")
+        self.variant()
+
+    def variant(self) -> Variant:
+        """The choices that one forward of :class:`ule_hf.pair.StudentTeacher` needs."""
+        return Variant(
+            attribution=self.attribution,
+            score=self.score,
+            grid=parse_grid(self.grid),
+            map_sign=self.map_sign,
+            map_norm=self.map_norm,
+            term=self.term,
+            control=self.control,
+            student_loss=self.student_loss,
+            gce_q=self.gce_q,
+        )
+
+    def _refuse_what_cannot_work(self) -> None:
+        checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
+        refused = {
+            "fp16": (self.fp16, "input gradients underflow in float16; use --bf16"),
+            "torch_compile": (self.torch_compile, "compiled models have no second derivative; leave it out"),
+            "fsdp": (bool(self.fsdp), "FSDP has no second derivative; use plain data parallelism"),
+            "deepspeed": (bool(self.deepspeed), "it is untried with second derivatives; use plain data parallelism"),
+            "label_smoothing_factor": (
+                self.label_smoothing_factor > 0,
+                "the losses of student and teacher do not use it; leave it out",
+            ),
+            "use_reentrant": (
+                checkpointing_kwargs.get("use_reentrant", False),
+                "reentrant activation checkpointing cannot be differentiated twice; set use_reentrant to false",
+            ),
+            "n_gpu": (
+                self.n_gpu > 1,
+                f"{self.n_gpu} GPUs in one process would use nn.DataParallel; start with accelerate launch",
+            ),
+        }
+        for name, (given, reason) in refused.items():
+            if given:
+                raise UleError(f"{name} cannot be used with ULE: {reason}")

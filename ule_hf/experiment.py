@@ -1,0 +1,200 @@
+"""One run from data to results: build, train, evaluate both models, save. What `recipes/train.py` calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import DataArguments, ModelArguments
+from .backbones import load_backbone
+from .config import ULEConfig
+from .data import load
+from .data.transforms import EvalTransform, TrainTransform
+from .errors import UleError
+from .pair import StudentTeacher
+from .seeds import named_seed
+from .trainer import ULETrainer
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+Results = dict[str, Any]
+
+
+def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, command: str | None = None) -> Results:
+    """Train a student and a teacher, evaluate both on the test split, save the teacher.
+
+    Args:
+        command: what the user typed, recorded in the results.
+
+    Returns:
+        What is written to ``<output_dir>/results.json``: for ``teacher`` and ``student`` each ``test_accuracy``,
+        ``test_worst_group_accuracy``, ``test_train_weighted_accuracy``, ``test_worst_class_accuracy`` and ``groups``
+        (name -> accuracy and size), and under ``run`` what it takes to do it again.
+
+    Raises:
+        UleError: any bad input; nothing has been written then, except by training itself.
+    """
+    checkpoint = _checkpoint_to_resume(args)
+    data = _load_data(data_args, args.seed)
+    label_names = data["train"].features["label"].names
+    pair, processor = build_pair(model_args, label_names, args)
+    train_transform = TrainTransform(processor, data_args.augmentation or "crop", args.seed)
+    eval_transform = EvalTransform(processor)
+    trainer = ULETrainer(
+        model=pair,
+        args=args,
+        train_dataset=data["train"].with_transform(train_transform),
+        eval_dataset=data["validation"].with_transform(eval_transform),
+        processing_class=processor,
+    )
+    if args.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
+        _remove_earlier_run(Path(args.output_dir))
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate(data["test"].with_transform(eval_transform), metric_key_prefix="test")
+    results = _results(metrics, data["test"], trainer.train_group_sizes) | {
+        "run": _record(data_args, model_args, args, trainer, command)
+    }
+    trainer.save_model(_internal_call=True)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        Path(args.output_dir, RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(format_table(results))
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return results
+
+
+def build_pair(model_args: ModelArguments, label_names: list[str], args: ULEConfig) -> tuple[StudentTeacher, Any]:
+    """Student and teacher, each initialised from a seed of its own name, and the teacher's image processor."""
+    options = {
+        "label_names": label_names,
+        "image_size": model_args.image_size,
+        "model_args": model_args.parsed_model_args(),
+        "checkpoint_path": model_args.checkpoint_path,
+    }
+    teacher, processor = load_backbone(model_args.model, seed=named_seed(args.seed, "teacher"), **options)
+    student, _ = load_backbone(
+        model_args.student_model or model_args.model, seed=named_seed(args.seed, "student"), **options
+    )
+    return StudentTeacher(student, teacher, args.variant()), processor
+
+
+def format_table(results: Results) -> str:
+    """Student beside teacher: average, train-weighted average, worst class, worst group, each group with its size."""
+    student, teacher = results["student"], results["teacher"]
+    rows = [(name, "", student[f"test_{key}"], teacher[f"test_{key}"]) for key, name in SUMMARY.items()]
+    rows += [
+        (f"  {name}", str(group["size"]), student["groups"][name]["accuracy"], group["accuracy"])
+        for name, group in teacher["groups"].items()
+    ]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'test accuracy':<{width}}  {'images':>6}  student  teacher"]
+    lines += [f"{name:<{width}}  {size:>6}  {_percent(s):>7}  {_percent(t):>7}" for name, size, s, t in rows]
+    return "\n".join(lines)
+
+
+SUMMARY = {
+    "accuracy": "average",
+    "train_weighted_accuracy": "average, weighted as in training",
+    "worst_class_accuracy": "worst class",
+    "worst_group_accuracy": "worst group",
+}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _load_data(data_args: DataArguments, seed: int) -> DatasetDict:
+    if data_args.dataset == "digits":
+        return load("digits", kind=data_args.shortcut, correlation=data_args.correlation, seed=seed)
+    return load(
+        data_args.dataset,
+        data_dir=data_args.data_dir,
+        image_column=data_args.image_column,
+        label_column=data_args.label_column,
+        split_column=data_args.split_column,
+        attribute_columns=tuple(data_args.attribute_columns),
+        skip_bad_images=data_args.skip_bad_images,
+        seed=seed,
+    )
+
+
+def _checkpoint_to_resume(args: ULEConfig) -> str | None:
+    """What ``--resume_from_checkpoint`` means (a folder, or ``latest``); refuses to train over a model."""
+    output_dir = Path(args.output_dir)
+    wanted = args.resume_from_checkpoint
+    if wanted is not None:
+        latest = str(wanted).lower() in ("latest", "true")
+        checkpoint = get_last_checkpoint(output_dir) if latest and output_dir.is_dir() else wanted
+        if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():
+            raise UleError(
+                f"--resume_from_checkpoint {wanted}: no checkpoint there or in {output_dir}; "
+                "name a checkpoint-N folder, or leave the option out to start anew"
+            )
+        return str(checkpoint)
+    if _earlier_run(output_dir) and not args.overwrite_output_dir:
+        raise UleError(
+            f"{output_dir} already holds a model; give another --output_dir, or go on with "
+            "--resume_from_checkpoint latest, or discard it with --overwrite_output_dir"
+        )
+    return None
+
+
+def _earlier_run(output_dir: Path) -> list[Path]:
+    names = ("model.safetensors", "student", RESULTS_FILE, "checkpoint-*")
+    return [path for name in names for path in output_dir.glob(name)]
+
+
+def _remove_earlier_run(output_dir: Path) -> None:
+    for path in _earlier_run(output_dir):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _results(metrics: dict[str, float], test: Dataset, train_group_sizes: list[int] | None) -> Results:
+    group: ClassLabel = test.features["group"]
+    ids = list(test.with_format(None)["group"])
+    results: Results = {}
+    for model, prefix in (("teacher", "test_"), ("student", "test_student_")):
+        results[model] = {f"test_{key}": metrics.get(f"{prefix}{key}") for key in SUMMARY}
+        results[model]["groups"] = {
+            name: {"accuracy": metrics[f"{prefix}group_{g}_accuracy"], "size": ids.count(g)}
+            for g, name in enumerate(group.names)
+            if f"{prefix}group_{g}_accuracy" in metrics
+        }
+    results["train_group_sizes"] = dict(zip(group.names, train_group_sizes or [], strict=False))
+    return results
+
+
+def _record(
+    data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, trainer: ULETrainer, command: str | None
+) -> dict[str, Any]:
+    packages = ("ule_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
+    return {
+        "command": command,
+        "seed": args.seed,
+        "variant": vars(args.variant()),
+        "unlearning_weight": args.unlearning_weight,
+        "student_head_start": args.student_head_start,
+        "epochs": args.num_train_epochs,
+        "selected_by": args.metric_for_best_model if args.load_best_model_at_end else "last epoch",
+        "selected_checkpoint": os.path.basename(trainer.state.best_model_checkpoint or "") or None,
+        "selected_score": trainer.state.best_metric,
+        "processes": args.world_size,
+        "device": str(args.device),
+        "machine": platform.machine(),
+        "data": vars(data_args),
+        "model": vars(model_args),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }

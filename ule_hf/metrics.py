@@ -1,0 +1,100 @@
+"""Accuracy by group and what is derived from it. NumPy only.
+
+Groups are label × spurious attributes. A group without samples has no accuracy (NaN): it neither counts as the worst
+group nor enters an average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import UleError
+
+
+def group_sizes(groups: ArrayLike, num_groups: int) -> NDArray[np.int64]:
+    """Samples in each group, ``[num_groups]``.
+
+    Raises:
+        UleError: a group id outside ``0 .. num_groups − 1``.
+
+    >>> group_sizes([0, 2, 2], 4)
+    array([1, 0, 2, 0])
+    """
+    groups = np.asarray(groups, dtype=np.int64)
+    if groups.size and not (groups.min() >= 0 and groups.max() < num_groups):
+        raise UleError(
+            f"group ids run from {groups.min()} to {groups.max()}, but there are {num_groups} groups "
+            f"(0 to {num_groups - 1}); check the column that holds them"
+        )
+    return np.bincount(groups, minlength=num_groups)
+
+
+def accuracy_by_group(
+    predictions: ArrayLike, labels: ArrayLike, groups: ArrayLike, num_groups: int
+) -> NDArray[np.float64]:
+    """Accuracy of each group, ``[num_groups]``; NaN where a group has no samples.
+
+    Args:
+        predictions, labels, groups: ``[N]`` ids.
+
+    >>> accuracy_by_group([0, 1, 1], [0, 0, 1], [0, 0, 2], num_groups=3)
+    array([0.5, nan, 1. ])
+    """
+    correct = np.asarray(predictions) == np.asarray(labels)
+    sizes = group_sizes(groups, num_groups)
+    hits = np.bincount(np.asarray(groups, dtype=np.int64), weights=correct, minlength=num_groups)
+    return np.divide(hits, sizes, out=np.full(num_groups, np.nan), where=sizes > 0)
+
+
+def train_weighted_accuracy(by_group: ArrayLike, train_sizes: ArrayLike) -> float:
+    """Group accuracies weighted by the groups' share of the *training* set (Sagawa et al. 2020's average).
+
+    Groups that are absent from the evaluated data are left out and the other weights scaled up.
+
+    >>> train_weighted_accuracy([1.0, 0.0, np.nan], [90, 10, 5])
+    0.9
+    """
+    by_group, weights = np.asarray(by_group, dtype=float), np.asarray(train_sizes, dtype=float)
+    present = ~np.isnan(by_group)
+    total = weights[present].sum()
+    return float((by_group[present] * weights[present]).sum() / total) if total else float("nan")
+
+
+def classification_metrics(
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    groups: ArrayLike | None = None,
+    train_group_sizes: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """The figures this package reports for one model on one split.
+
+    Args:
+        predictions, labels: ``[N]`` class ids.
+        groups: ``[N]`` group ids, where the data has them.
+        train_group_sizes: samples of each group in training, given with ``groups``.
+
+    Returns:
+        ``accuracy`` and ``worst_class_accuracy``; with groups also ``worst_group_accuracy``,
+        ``train_weighted_accuracy`` and ``group_<id>_accuracy`` of every group that is present.
+
+    >>> metrics = classification_metrics([0, 0, 1, 0], [0, 0, 1, 1], 2, [0, 1, 2, 3], [5, 1, 1, 5])
+    >>> metrics["accuracy"], metrics["worst_class_accuracy"], metrics["worst_group_accuracy"]
+    (0.75, 0.5, 0.0)
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if not labels.size:
+        raise UleError("there are no samples to evaluate; check the split")
+    metrics = {
+        "accuracy": float((predictions == labels).mean()),
+        "worst_class_accuracy": float(np.nanmin(accuracy_by_group(predictions, labels, labels, num_classes))),
+    }
+    if groups is not None and train_group_sizes is not None:
+        by_group = accuracy_by_group(predictions, labels, groups, len(train_group_sizes))
+        metrics["worst_group_accuracy"] = float(np.nanmin(by_group))
+        metrics["train_weighted_accuracy"] = train_weighted_accuracy(by_group, train_group_sizes)
+        metrics |= {f"group_{g}_accuracy": float(a) for g, a in enumerate(by_group) if not np.isnan(a)}
+    return metrics

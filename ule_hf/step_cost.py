@@ -1,0 +1,67 @@
+"""What a ULE step costs beside a plain one, measured on a copy of the pair."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .config import ULEConfig
+    from .pair import StudentTeacher
+
+
+def measure_step_cost(
+    pair: StudentTeacher, images: Tensor, labels: Tensor, args: ULEConfig, repeats: int = 3
+) -> dict[str, float]:
+    """Forward and backward of a plain step (the teacher alone) and of a ULE step, interleaved; medians.
+
+    Nothing of the run is touched: the pair is copied and the random state restored.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        labels: ``[B]``.
+
+    Returns:
+        ``plain_step_seconds``, ``ule_step_seconds`` and their ratio ``step_cost``.
+    """
+    pair = copy.deepcopy(pair).train()
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    plain_loss = torch.nn.functional.cross_entropy
+
+    def plain() -> Tensor:
+        output = pair.teacher(images)
+        return plain_loss(output if isinstance(output, Tensor) else output.logits, labels)
+
+    def ule() -> Tensor:
+        return pair(images, labels, unlearning_weight=args.unlearning_weight).loss
+
+    seconds: dict[str, list[float]] = {"plain": [], "ule": []}
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        for _ in range(repeats + 1):
+            for name, loss in (("plain", plain), ("ule", ule)):
+                pair.zero_grad()
+                _wait(images)
+                start = time.perf_counter()
+                with torch.autocast(images.device.type, dtype, enabled=args.bf16):
+                    value = loss()
+                value.backward()
+                _wait(images)
+                seconds[name].append(time.perf_counter() - start)
+    # the first of each warms up
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return {
+        "plain_step_seconds": medians["plain"],
+        "ule_step_seconds": medians["ule"],
+        "step_cost": medians["ule"] / medians["plain"],
+    }
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,100 @@
+"""The unlearning terms: student's map and teacher's map in, one value per sample out. Pure functions.
+
+``student_map`` and ``teacher_map`` are ``[B, N]`` from :func:`ule_hf.attribution.attribution_map`; the student's is
+detached by the caller. The teacher minimises CE + λ · mean over the batch of the term. The published text names a mean
+squared error between saliency maps; everything beyond that is our reading and marked so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UleError
+
+Term = Literal["inverse", "overlap", "mass", "kl"]
+Control = Literal["none", "constant", "shuffled"]
+
+
+def inverse(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """mean over the map of ((1 − m_s) − m_t)²: look where the student does not (our reading of the ULE paper).
+
+    Both maps divided by their maximum. Returns ``[B]``.
+
+    >>> inverse(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    tensor([0.])
+    """
+    return (1 - student_map - teacher_map).square().mean(dim=1)
+
+
+def overlap(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """cos(m_s, m_t) = m_s·m_t / (‖m_s‖ ‖m_t‖), whatever the maps were divided by. Returns ``[B]``.
+
+    Ross et al. 2018 penalise the squared cosine of input gradients; a map of absolute values has no sign to square.
+
+    >>> overlap(torch.tensor([[3.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 2.0], [5.0, 5.0]]))
+    tensor([0.0000, 1.0000])
+    """
+    return F.cosine_similarity(student_map, teacher_map, dim=1)
+
+
+def mass(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Share of the teacher's map that lies where the student's is above its own mean. Returns ``[B]`` in [0, 1].
+
+    Both maps without negative values.
+
+    >>> mass(torch.tensor([[9.0, 1.0, 1.0]]), torch.tensor([[1.0, 1.0, 2.0]]))
+    tensor([0.2500])
+    """
+    high = student_map > student_map.mean(dim=1, keepdim=True)
+    total = teacher_map.sum(dim=1)
+    return (teacher_map * high).sum(dim=1) / torch.where(total > 0, total, 1.0)
+
+
+def kl(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """KL(q ‖ p): q is 1 − m_s and p is m_t, each divided by its sum (the ``inverse`` target as a distribution).
+
+    The student's map divided by its maximum, both without negative values. Returns ``[B]`` in nats.
+
+    >>> kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])).abs() < 1e-6
+    tensor([True])
+    """
+    target = (1 - student_map).clamp_min(0)
+    target = target / target.sum(dim=1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
+    # a floor of 1e-3 of the mean keeps the logarithm finite where the teacher looks at nothing
+    floor = 1e-3 / teacher_map.shape[1]
+    share = teacher_map / teacher_map.sum(dim=1, keepdim=True).clamp_min(torch.finfo(target.dtype).eps)
+    share = (share + floor) / (share + floor).sum(dim=1, keepdim=True)
+    return (torch.xlogy(target, target) - target * share.log()).sum(dim=1)
+
+
+def unlearning_term(student_map: Tensor, teacher_map: Tensor, term: Term = "inverse") -> Tensor:
+    """The term by its name; ``[B]``."""
+    if term not in get_args(Term):
+        raise UleError(f"term {term!r} is not known; choose one of {', '.join(get_args(Term))}")
+    return {"inverse": inverse, "overlap": overlap, "mass": mass, "kl": kl}[term](student_map, teacher_map)
+
+
+def apply_control(student_map: Tensor, control: Control, term: Term) -> Tensor:
+    """What stands in the student's place: its own map, or one that knows nothing of it.
+
+    ``constant``: no map at all; zeros for the terms whose target is 1 − m_s (``inverse``, ``kl``), ones for those that
+    multiply (``overlap``, ``mass``), where zeros would switch the term off. ``shuffled``: the map of the next sample of
+    the batch. If a control does as well as ``none``, the student teaches nothing.
+
+    >>> apply_control(torch.tensor([[0.2, 1.0]]), "constant", "inverse")
+    tensor([[0., 0.]])
+    >>> apply_control(torch.tensor([[0.2, 1.0], [1.0, 0.0]]), "shuffled", "overlap")
+    tensor([[1.0000, 0.0000],
+            [0.2000, 1.0000]])
+    """
+    if control == "none":
+        return student_map
+    if control == "shuffled":
+        return student_map.roll(1, dims=0)
+    if control == "constant":
+        return torch.zeros_like(student_map) if term in ("inverse", "kl") else torch.ones_like(student_map)
+    raise UleError(f"control {control!r} is not known; choose one of {', '.join(get_args(Control))}")
