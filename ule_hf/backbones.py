@@ -222,12 +222,16 @@ def _create_timm(
 
     arguments = dict(model_args or {})
     if image_size and checkpoint_path is None and timm.get_pretrained_cfg(name).fixed_input_size:
-        if arguments.setdefault("img_size", image_size) not in (image_size, [image_size] * 2, (image_size,) * 2):
-            raise UleError(f"image_size={image_size} and model_args img_size={arguments['img_size']}: give one of them")
+        if "img_size" in arguments:
+            raise UleError(f"image_size and model_args img_size: {name} is built for one size, give one of them")
+        arguments["img_size"] = image_size
     with _one_line(f"{name}: timm cannot build it with model_args={arguments}"):
         timm_model = timm.create_model(name, pretrained=False, checkpoint_path="", num_classes=len(labels), **arguments)
+    input_size = get_model_input_config(timm_model)["input_size"]
     config = TimmWrapperConfig(
-        architecture=architecture, model_args=_model_args(timm_model), pretrained_cfg=timm_model.pretrained_cfg
+        architecture=architecture,
+        model_args=_model_args(timm_model),
+        pretrained_cfg={**timm_model.pretrained_cfg, "input_size": input_size},
     )
     _set_labels(config, labels)
     classifier = TimmWrapperForImageClassification(config)
