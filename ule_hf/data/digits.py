@@ -1,0 +1,133 @@
+"""Handwritten digits with a shortcut of known strength: the embedded dataset, built in memory without a download."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+from sklearn.datasets import load_digits
+
+from ..errors import UleError
+from ..seeds import named_seed
+from .groups import add_groups
+
+LABELS = ("even", "odd")
+#: What the shortcut is called: the patch's colour, or the digit in the upper half.
+SHORTCUTS = {"patch": ("orange", "blue"), "half": ("0", "1")}
+
+_COLOURS = np.array([[255, 128, 0], [0, 128, 255]], dtype=np.uint8)
+_PATCH_PIXELS = 6
+#: Pictures of each of the ten digits for validation, and as many for test: a fifth of the rarest digit's 174.
+_HELD_OUT = 34
+
+
+def build_digits(kind: str = "patch", correlation: float = 0.95, seed: int = 0) -> DatasetDict:
+    """Even against odd digits, in scikit-learn's 1,797 pictures, with a shortcut that mostly tells the answer.
+
+    The shortcut is a corner patch in one of two colours (``patch``: all ten digits), or the digit 0 or 1 in the upper
+    half of the picture (``half``: the digits 2 to 9 fill the lower half). In training and validation it agrees with
+    the label in exactly ``round(correlation * n)`` of each class's n pictures; in test every picture appears once with
+    each shortcut, so that the four groups are of one size. No picture, nor upper half, occurs in two splits. The
+    splits depend on ``seed`` alone: another correlation changes the shortcuts and nothing else.
+
+    Args:
+        kind: ``patch`` or ``half``.
+        correlation: 0.5 (no shortcut) to 1.0 (no counterexample in training).
+
+    Returns:
+        ``train``, ``validation`` and ``test`` with the columns ``image`` (RGB, 32 × 32), ``label``, ``shortcut``,
+        ``group`` and ``image_id``.
+
+    Raises:
+        UleError: another kind, or a correlation outside [0.5, 1].
+    """
+    if kind not in SHORTCUTS:
+        raise UleError(f"digits: the shortcut '{kind}' is unknown; choose one of {', '.join(SHORTCUTS)}")
+    if not 0.5 <= correlation <= 1.0:
+        raise UleError(f"digits: correlation {correlation} is outside [0.5, 1]; 0.5 is no shortcut, 1 a perfect one")
+    pictures, digits = load_digits(return_X_y=True)
+    pictures = (pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    rng = np.random.default_rng(named_seed(seed, "digits", kind))
+    members = [_split(rng.permutation(np.flatnonzero(digits == digit))) for digit in range(10)]
+
+    splits = {}
+    for name in ("train", "validation", "test"):
+        # for `half` the digits 0 and 1 are the shortcut, the others the task
+        task = np.concatenate([split[name] for split in members[2 if kind == "half" else 0 :]])
+        task = rng.permutation(task)
+        labels = digits[task] % 2
+        if name == "test":
+            task, labels = np.tile(task, 2), np.tile(labels, 2)
+            shortcuts = np.repeat([0, 1], len(task) // 2)
+        else:
+            shortcuts = _correlated(labels, correlation)
+        if kind == "patch":
+            images = [_with_patch(pictures[t], _COLOURS[s]) for t, s in zip(task, shortcuts, strict=True)]
+            ids = [f"patch-{t:04d}-{SHORTCUTS['patch'][s]}" for t, s in zip(task, shortcuts, strict=True)]
+        else:
+            upper = np.empty_like(task)
+            for s in (0, 1):  # every upper picture of the split is used as often as any other
+                rows = np.flatnonzero(shortcuts == s)
+                upper[rows] = np.resize(members[s][name], len(rows))
+            images = [_stacked(pictures[u], pictures[t]) for u, t in zip(upper, task, strict=True)]
+            ids = [f"half-{u:04d}-{t:04d}" for u, t in zip(upper, task, strict=True)]
+        splits[name] = _dataset(images, labels, shortcuts, SHORTCUTS[kind], ids)
+    return DatasetDict(splits)
+
+
+def _split(members: np.ndarray) -> dict[str, np.ndarray]:
+    test, validation, train = np.split(members, [_HELD_OUT, 2 * _HELD_OUT])
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _correlated(labels: np.ndarray, correlation: float) -> np.ndarray:
+    """Shortcuts `[N]` that equal the label in the first ``round(correlation * n)`` rows of each class (shuffled)."""
+    shortcuts = 1 - labels
+    for label in range(len(LABELS)):
+        rows = np.flatnonzero(labels == label)
+        shortcuts[rows[: round(correlation * len(rows))]] = label
+    return shortcuts
+
+
+def _with_patch(picture: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    image = np.repeat(_framed(picture, digit=(26, 26), frame=(32, 32))[..., None], 3, axis=2)
+    image[:_PATCH_PIXELS, :_PATCH_PIXELS] = colour
+    return image
+
+
+def _stacked(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    halves = [_framed(picture, digit=(14, 20), frame=(16, 32)) for picture in (upper, lower)]
+    return np.repeat(np.concatenate(halves)[..., None], 3, axis=2)
+
+
+def _framed(picture: np.ndarray, digit: tuple[int, int], frame: tuple[int, int]) -> np.ndarray:
+    """An 8 × 8 picture, enlarged to the height and width ``digit``, in the middle of a black frame."""
+    enlarged = np.asarray(PILImage.fromarray(picture).resize(digit[::-1], PILImage.Resampling.BICUBIC))
+    margins = [((outer - inner) // 2,) * 2 for outer, inner in zip(frame, digit, strict=True)]
+    return np.pad(enlarged, margins)
+
+
+def _dataset(
+    images: list[np.ndarray], labels: np.ndarray, shortcuts: np.ndarray, shortcut_names: tuple[str, str], ids: list[str]
+) -> Dataset:
+    features = Features(
+        image=Image(),
+        label=ClassLabel(names=list(LABELS)),
+        shortcut=ClassLabel(names=list(shortcut_names)),
+        image_id=Value("string"),
+    )
+    columns = {
+        "image": [{"bytes": _png(image), "path": None} for image in images],
+        "label": labels,
+        "shortcut": shortcuts,
+        "image_id": ids,
+    }
+    return add_groups(Dataset.from_dict(columns, features=features), ["shortcut"])
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
