@@ -10,7 +10,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import get_model_input_config
 from timm.models._hub import save_for_hf
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -144,7 +146,11 @@ def test_one_folder_has_the_same_logits_in_every_reader(family, tmp_path):
             assert_same(model(transform(picture)[None])[0])
         assert model.pretrained_cfg["label_names"] == NAMES
         assert model.pretrained_cfg["num_classes"] == 3
+        fixed = get_model_input_config(classifier.timm_model)["fixed_input_size"]
+        assert model.pretrained_cfg["fixed_input_size"] is fixed
     assert not list(folder.glob(".*")), "a temporary file was left behind"
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # older transformers refuse a file without it
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -249,6 +255,26 @@ def test_a_folder_saved_by_timm_loads(tmp_path):
     assert processor(a_picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
 
 
+def test_what_described_the_former_weights_is_dropped(tmp_path):
+    folder = timm_folder(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"label_offset": 1, "test_input_size": [3, 288, 288], "hf_hub_id": "timm/other"}
+    (folder / "config.json").write_text(json.dumps(config))
+    classifier, processor = load_backbone(folder, label_names=NAMES)
+    save_backbone(classifier, processor, tmp_path / "b")
+    # With a label offset timm cuts the first class off the head, and fails.
+    model = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True)
+    assert changed(model, classifier.timm_model) == set()
+    assert not {"test_input_size", "hf_hub_id"} & model.pretrained_cfg.keys()
+
+
+def test_the_given_image_processor_is_saved(tmp_path):
+    classifier, _ = load_backbone("test_resnet", label_names=NAMES, image_size=32)
+    _, other = load_backbone("test_resnet", label_names=NAMES, image_size=64)
+    save_backbone(classifier, other, tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path)(a_picture())["pixel_values"].shape == (1, 3, 64, 64)
+
+
 def test_a_timm_folder_saved_by_transformers_loads(tmp_path):
     saved, _ = load_backbone("test_resnet", label_names=NAMES)
     saved.save_pretrained(tmp_path)
@@ -349,6 +375,9 @@ def test_a_pretrained_model_of_fixed_size_is_resampled(architecture, model_args,
     again, its_processor = load_backbone(tmp_path / "64", label_names=NAMES)
     torch.testing.assert_close(logits_of(again, its_processor, a_picture()), expected)
     assert its_processor.data_config["input_size"] == (3, 64, 64)
+    rebuilt = type(classifier)(classifier.config)
+    rebuilt.load_state_dict(classifier.state_dict())
+    torch.testing.assert_close(logits_of(rebuilt.eval(), processor, a_picture()), expected)
     model = timm.create_model(f"local-dir:{tmp_path / '64'}", pretrained=True).eval()
     x = processor(a_picture(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -380,11 +409,11 @@ def test_a_weights_file_fills_everything_but_a_head_of_another_size(prefix, tmp_
 
 
 def test_a_tag_chooses_the_configuration_of_a_weights_file(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file(timm.create_model("test_vit").state_dict(), path)
-    tag = timm.list_pretrained("test_vit.*")[0]
-    classifier, _ = load_backbone(tag, label_names=NAMES, checkpoint_path=path)
-    assert classifier.config.architecture == "test_vit"
+    path, tag = tmp_path / "weights.safetensors", "vit_small_patch16_224.dino"
+    save_file(timm.create_model("vit_small_patch16_224", **TINY_VIT).state_dict(), path)
+    _, processor = load_backbone(tag, label_names=NAMES, checkpoint_path=path, model_args=TINY_VIT)
+    assert timm.get_pretrained_cfg("vit_small_patch16_224").mean != timm.get_pretrained_cfg(tag).mean
+    assert processor.data_config["mean"] == timm.get_pretrained_cfg(tag).mean
 
 
 # --- what goes wrong is said in one line
@@ -462,3 +491,16 @@ def test_arguments_that_do_not_fit(tmp_path):
     fails("image_size", name_or_path="test_resnet", image_size=0)
     fails("label_names", name_or_path="test_resnet", label_names=["one"])
     fails("label_names", name_or_path="test_resnet", label_names=["one", "one"])
+
+
+def test_an_image_processor_of_the_other_library_is_refused(tmp_path):
+    of_timm = load_backbone("test_resnet", label_names=NAMES, image_size=32)
+    of_transformers = load_backbone(vit_folder(tmp_path / "vit"), label_names=NAMES)
+    for classifier, processor in [
+        (of_timm[0], of_transformers[1]),
+        (of_transformers[0], of_timm[1]),
+        (of_timm[0], None),
+    ]:
+        with pytest.raises(UleError, match="of its own library"):
+            save_backbone(classifier, processor, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

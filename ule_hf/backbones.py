@@ -112,10 +112,19 @@ def save_backbone(classifier: PreTrainedModel, image_processor: BaseImageProcess
     ``AutoModelForImageClassification``, ``AutoImageProcessor``, ``pipeline("image-classification")`` and
     :func:`load_backbone` read the folder; for a timm backbone also ``timm.create_model("local-dir:...")``
     and, once pushed, ``"hf-hub:..."``.
+
+    Raises:
+        UleError: the image processor is of the other library than the backbone; no such folder can be read.
     """
+    is_timm = isinstance(classifier, TimmWrapperForImageClassification)
+    if image_processor is None or isinstance(image_processor, TimmWrapperImageProcessor) != is_timm:
+        raise UleError(
+            f"image_processor: a {'timm' if is_timm else 'transformers'} backbone is saved with an image processor "
+            f"of its own library, got {type(image_processor).__name__}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(classifier, TimmWrapperForImageClassification):
+    if not is_timm:
         classifier.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         return
@@ -132,11 +141,7 @@ def save_backbone(classifier: PreTrainedModel, image_processor: BaseImageProcess
             "num_classes": config.num_labels,
             "label_names": label_names,
             "model_args": _model_args(timm_model),
-            "pretrained_cfg": {
-                **config.pretrained_cfg,
-                **image_processor.data_config,
-                "num_classes": config.num_labels,
-            },
+            "pretrained_cfg": {**config.pretrained_cfg, **image_processor.data_config},
         },
         indent=2,
     )
@@ -152,8 +157,8 @@ def is_convolutional(model: nn.Module) -> bool:
     >>> is_convolutional(nn.Conv2d(3, 8, kernel_size=3)), is_convolutional(nn.Conv2d(3, 8, 16, stride=16))
     (True, False)
     """
-    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
-    return any(m.kernel_size != (1, 1) and m.kernel_size != m.stride for m in convolutions)
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return any(convolution.kernel_size != convolution.stride for convolution in convolutions)
 
 
 def _load_pretrained(
