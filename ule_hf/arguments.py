@@ -11,8 +11,8 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
-from .config import ULEConfig
-from .errors import UleError
+from ule_hf.config import ULEConfig
+from ule_hf.errors import UleError
 
 
 @dataclass

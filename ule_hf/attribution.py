@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .errors import UleError
+from ule_hf.errors import UleError
 
 Score = Literal["predicted", "label", "log_prob", "difference"]
 Sign = Literal["abs", "relu", "signed"]

@@ -7,10 +7,10 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from .attribution import Norm, Score, Sign
-from .errors import UleError
-from .unlearning import Control, Term
-from .variant import PRESETS, Attribution, StudentLoss, Variant, parse_grid
+from ule_hf.attribution import Norm, Score, Sign
+from ule_hf.errors import UleError
+from ule_hf.unlearning import Control, Term
+from ule_hf.variant import PRESETS, Attribution, StudentLoss, Variant, parse_grid
 
 
 @dataclass
@@ -89,6 +89,8 @@ class ULEConfig(TrainingArguments):
         self._apply_preset()
         super().__post_init__()
         self._refuse_what_cannot_work()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch warns at every epoch
         if self.ddp_find_unused_parameters is None:
             # during its head start the student's parameters are the only ones used
             self.ddp_find_unused_parameters = self.student_head_start > 0
@@ -101,6 +103,11 @@ class ULEConfig(TrainingArguments):
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.max_steps <= 0 and self.num_train_epochs <= self.student_head_start:
+            raise UleError(
+                f"student_head_start is {self.student_head_start:g} of num_train_epochs {self.num_train_epochs:g}, so "
+                "the teacher would never be trained; give more epochs or a shorter head start"
+            )
         for name in ("unlearning_weight", "unlearning_warmup", "student_head_start"):
             if getattr(self, name) < 0:
                 raise UleError(f"{name} is {getattr(self, name)}; it must not be negative")

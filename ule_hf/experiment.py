@@ -11,18 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
+from transformers import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .arguments import DataArguments, ModelArguments
-from .backbones import load_backbone
-from .config import ULEConfig
-from .data import load
-from .data.transforms import EvalTransform, TrainTransform
-from .errors import UleError
-from .pair import StudentTeacher
-from .seeds import named_seed
-from .trainer import ULETrainer
+from ule_hf.arguments import DataArguments, ModelArguments
+from ule_hf.backbones import load_backbone
+from ule_hf.config import ULEConfig
+from ule_hf.data import load
+from ule_hf.data.transforms import EvalTransform, TrainTransform
+from ule_hf.errors import UleError
+from ule_hf.pair import StudentTeacher
+from ule_hf.progress import EpochLines
+from ule_hf.seeds import named_seed
+from ule_hf.trainer import ULETrainer
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
     Returns:
         What is written to ``<output_dir>/results.json``: for ``teacher`` and ``student`` each ``test_accuracy``,
         ``test_worst_group_accuracy``, ``test_train_weighted_accuracy``, ``test_worst_class_accuracy`` and ``groups``
-        (name -> accuracy and size), and under ``run`` what it takes to do it again.
+        (name -> accuracy and size); the same under ``last_epoch``, whichever epoch was selected; and under ``run`` what
+        it takes to do it again.
 
     Raises:
         UleError: any bad input; nothing has been written then, except by training itself.
@@ -57,13 +60,19 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
         eval_dataset=data["validation"].with_transform(eval_transform),
         processing_class=processor,
     )
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(EpochLines)
     if args.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
         _remove_earlier_run(Path(args.output_dir))
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate(data["test"].with_transform(eval_transform), metric_key_prefix="test")
-    results = _results(metrics, data["test"], trainer.train_group_sizes) | {
-        "run": _record(data_args, model_args, args, trainer, command)
+    test = data["test"].with_transform(eval_transform)
+    results = {
+        **_figures(trainer.evaluate(test, metric_key_prefix="test"), data["test"]),
+        "last_epoch": _figures(_evaluate_last_epoch(trainer, test), data["test"]),
+        "train_group_sizes": dict(zip(data["train"].features["group"].names, trainer.train_group_sizes, strict=True)),
+        "run": _record(data_args, model_args, args, trainer, command),
     }
     trainer.save_model(_internal_call=True)
     trainer.save_state()
@@ -100,7 +109,7 @@ def format_table(results: Results) -> str:
     ]
     width = max(len(row[0]) for row in rows)
     lines = [f"{'test accuracy':<{width}}  {'images':>6}  student  teacher"]
-    lines += [f"{name:<{width}}  {size:>6}  {_percent(s):>7}  {_percent(t):>7}" for name, size, s, t in rows]
+    lines += [f"{name:<{width}}  {size:>6}  {100 * s:>7.1f}  {100 * t:>7.1f}" for name, size, s, t in rows]
     return "\n".join(lines)
 
 
@@ -110,10 +119,6 @@ SUMMARY = {
     "worst_class_accuracy": "worst class",
     "worst_group_accuracy": "worst group",
 }
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _load_data(data_args: DataArguments, seed: int) -> DatasetDict:
@@ -162,19 +167,30 @@ def _remove_earlier_run(output_dir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _results(metrics: dict[str, float], test: Dataset, train_group_sizes: list[int] | None) -> Results:
-    group: ClassLabel = test.features["group"]
+def _evaluate_last_epoch(trainer: ULETrainer, test: Dataset) -> dict[str, float]:
+    """Test metrics of the last epoch, to show beside the selected one what selection did."""
+    best, last = trainer.state.best_model_checkpoint, get_last_checkpoint(trainer.args.output_dir)
+    selected_earlier = bool(trainer.args.load_best_model_at_end and best and last and not os.path.samefile(best, last))
+    if selected_earlier:
+        trainer._load_from_checkpoint(last)
+    metrics = trainer.evaluate(test, metric_key_prefix="test")
+    if selected_earlier:
+        trainer._load_best_model()
+    return metrics
+
+
+def _figures(metrics: dict[str, float], test: Dataset) -> Results:
+    names = test.features["group"].names
     ids = list(test.with_format(None)["group"])
-    results: Results = {}
+    figures: Results = {}
     for model, prefix in (("teacher", "test_"), ("student", "test_student_")):
-        results[model] = {f"test_{key}": metrics.get(f"{prefix}{key}") for key in SUMMARY}
-        results[model]["groups"] = {
+        figures[model] = {f"test_{key}": metrics[f"{prefix}{key}"] for key in SUMMARY}
+        figures[model]["groups"] = {
             name: {"accuracy": metrics[f"{prefix}group_{g}_accuracy"], "size": ids.count(g)}
-            for g, name in enumerate(group.names)
+            for g, name in enumerate(names)
             if f"{prefix}group_{g}_accuracy" in metrics
         }
-    results["train_group_sizes"] = dict(zip(group.names, train_group_sizes or [], strict=False))
-    return results
+    return figures
 
 
 def _record(

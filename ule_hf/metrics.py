@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import UleError
+from ule_hf.errors import UleError
 
 
 def group_sizes(groups: ArrayLike, num_groups: int) -> NDArray[np.int64]:

@@ -17,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import ModelOutput
 
-from .attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
-from .errors import UleError
-from .unlearning import apply_control, overlap, unlearning_term
-from .variant import Variant
+from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
+from ule_hf.errors import UleError
+from ule_hf.unlearning import apply_control, overlap, unlearning_term
+from ule_hf.variant import Variant
 
 
 @dataclass
@@ -99,34 +99,33 @@ class StudentTeacher(nn.Module):
         if not train_teacher:
             return StudentTeacherOutput(loss=student_loss, student_logits=student_logits, student_loss=student_loss)
         teacher_loss = F.cross_entropy(teacher_logits, labels)
-        output = StudentTeacherOutput(
-            # evaluation reports the teacher alone: it is the model that is shipped
-            loss=student_loss + teacher_loss if self.training else teacher_loss,
+        # evaluation reports the teacher alone: it is the model that is shipped
+        loss = student_loss + teacher_loss if self.training else teacher_loss
+        maps = None
+        if at_images:
+            maps = self._maps_at_images(pixel_values, labels, student_logits, teacher_logits)
+        elif unlearn:
+            path = draw_path(labels, generator) if partners is None else (partners, points)
+            maps = self._maps_on_path(pixel_values, labels, *path) if path else None
+        of_term = self._term(*maps) if maps else {}
+        if of_term:
+            loss = loss + unlearning_weight * of_term["unlearning_loss"]
+        return StudentTeacherOutput(
+            loss=loss,
             logits=teacher_logits,
             student_logits=student_logits,
             student_loss=student_loss,
             teacher_loss=teacher_loss,
+            **of_term,
         )
-        if not unlearn:
-            return output
 
-        if at_images:
-            maps = self._maps_at_images(pixel_values, labels, student_logits, teacher_logits)
-        else:
-            if partners is None or points is None:
-                path = draw_path(labels, generator)
-                if path is None:
-                    return output
-                partners, points = path
-            maps = self._maps_on_path(pixel_values, labels, partners, points)
-
-        student_map, teacher_map = maps
+    def _term(self, student_map: Tensor, teacher_map: Tensor) -> dict[str, Tensor]:
         shown = apply_control(student_map, self.variant.control, self.variant.term)
-        output.unlearning_loss = unlearning_term(shown, teacher_map, self.variant.term).mean()
-        output.loss = output.loss + unlearning_weight * output.unlearning_loss
-        output.overlap = overlap(student_map, teacher_map.detach()).mean()
-        output.dead_maps = sum((m.detach() == 0).all(dim=1).sum() for m in maps)
-        return output
+        return {
+            "unlearning_loss": unlearning_term(shown, teacher_map, self.variant.term).mean(),
+            "overlap": overlap(student_map, teacher_map.detach()).mean(),
+            "dead_maps": sum((m.detach() == 0).all(dim=1).sum() for m in (student_map, teacher_map)),
+        }
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .config import ULEConfig
-    from .pair import StudentTeacher
+    from ule_hf.config import ULEConfig
+    from ule_hf.pair import StudentTeacher
 
 
 def measure_step_cost(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .backbones import is_convolutional, save_backbone
-from .config import ULEConfig
-from .data.transforms import collate
-from .errors import UleError
-from .metrics import classification_metrics, group_sizes
-from .pair import StudentTeacher, StudentTeacherOutput
-from .seeds import named_generator
-from .step_cost import measure_step_cost
+from ule_hf.backbones import is_convolutional, save_backbone
+from ule_hf.config import ULEConfig
+from ule_hf.data.transforms import collate
+from ule_hf.errors import UleError
+from ule_hf.metrics import classification_metrics, group_sizes
+from ule_hf.pair import StudentTeacher, StudentTeacherOutput, twice_differentiable_attention
+from ule_hf.seeds import named_generator
+from ule_hf.step_cost import measure_step_cost
 
 STUDENT_FOLDER = "student"
 # Neither norms and biases (one dimension) nor tokens and position tables are decayed; transformers' own rule decays
@@ -42,6 +43,7 @@ UNDECAYED_SUFFIXES = (
 LOGGED_MEANS = (
     *("student_loss", "teacher_loss", "unlearning_loss", "overlap"),
     *("student_accuracy", "teacher_accuracy", "student_grad_norm", "teacher_grad_norm"),
+    "unlearning_weight",
 )
 LOGGED_COUNTS = ("batches_of_one_class", "dead_maps")  # since the start; shown once there are any
 
@@ -84,12 +86,12 @@ class ULETrainer(Trainer):
                 f"ULETrainer trains a StudentTeacher, not a {type(model).__name__}; wrap the two models first"
             )
         self.num_classes = model.teacher.config.num_labels
-        self.train_group_sizes = train_group_sizes or _group_sizes(train_dataset)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             _check_labels(name, dataset, self.num_classes)
-        if any("group" not in getattr(dataset, "features", {}) for dataset in eval_datasets.values()):
-            self.train_group_sizes = None
+        if train_group_sizes is None and all(_has_groups(dataset) for dataset in eval_datasets.values()):
+            train_group_sizes = _group_sizes(train_dataset)
+        self.train_group_sizes = train_group_sizes
         self.channels_last = is_convolutional(model) if args.channels_last is None else args.channels_last
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -147,8 +149,11 @@ class ULETrainer(Trainer):
             prepared = self._prepare_inputs(dict(inputs))
             cost = measure_step_cost(self.model, prepared["pixel_values"], prepared["labels"], self.args)
             self.log(cost)
+        # checkpointed activations are recomputed in the backward pass, outside the pair's own context
+        recomputing = self.args.activation_checkpointing
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            with twice_differentiable_attention() if recomputing else nullcontext():
+                return super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
             if ("derivative" in str(error) and "not implemented" in str(error)) or "double backward" in str(error):
                 raise UleError(
@@ -234,9 +239,10 @@ class ULETrainer(Trainer):
     # ---- log and metrics ----
 
     def _record(self, output: StudentTeacherOutput, labels: Tensor) -> None:
+        self._add("unlearning_weight", self.current_unlearning_weight())
         for name in ("student_loss", "teacher_loss", "unlearning_loss", "overlap"):
-            if output[name] is not None:
-                self._add(name, output[name])
+            if getattr(output, name) is not None:
+                self._add(name, getattr(output, name))
         for name, logits in (("student", output.student_logits), ("teacher", output.logits)):
             if logits is not None:
                 self._add(f"{name}_accuracy", (logits.argmax(dim=1) == labels).float().mean())
@@ -245,8 +251,8 @@ class ULETrainer(Trainer):
         elif self.current_unlearning_weight() > 0:
             self._counts["batches_of_one_class"] += 1
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self._since_log[name][0] += value.detach()
+    def _add(self, name: str, value: Tensor | float) -> None:
+        self._since_log[name][0] += value.detach() if isinstance(value, Tensor) else value
         self._since_log[name][1] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -257,7 +263,6 @@ class ULETrainer(Trainer):
             logs |= {name: total / n for name, (total, n) in zip(self._since_log, totals, strict=True) if n}
             counts = self.accelerator.reduce(torch.stack(list(self._counts.values())), reduction="sum").tolist()
             logs |= {name: int(count) for name, count in zip(self._counts, counts, strict=True) if count}
-            logs["unlearning_weight"] = self.current_unlearning_weight()
             for total in self._since_log.values():
                 total.zero_()
         super().log(logs, start_time)
@@ -276,6 +281,18 @@ class ULETrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """The Trainer's estimate counts pixels as tokens; no figure is better than that one."""
         return 0
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Not before the teacher has been trained; and of equally good epochs the last, because validation may be at
+        its best already while the term still works."""
+        if self.state.epoch <= self.args.student_head_start:
+            return False
+        if (
+            metrics.get(f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}")
+            == self.state.best_metric
+        ):
+            self.state.best_metric = None
+        return super()._determine_best_metric(metrics, trial)
 
     # ---- folders ----
 
@@ -322,11 +339,14 @@ def _first_given(value: float | None, otherwise: float) -> float:
 
 def _group_sizes(dataset: Any) -> list[int] | None:
     """Samples per group of a `datasets.Dataset` with a ``group`` ClassLabel; None where there is none."""
-    feature = getattr(dataset, "features", {}).get("group")
-    if feature is None:
+    if not _has_groups(dataset):
         return None
     groups = np.asarray(dataset.with_format(None)["group"])
-    return group_sizes(groups, feature.num_classes).tolist()
+    return group_sizes(groups, dataset.features["group"].num_classes).tolist()
+
+
+def _has_groups(dataset: Any) -> bool:
+    return "group" in getattr(dataset, "features", {})
 
 
 def _check_labels(name: str, dataset: Any, num_classes: int) -> None:

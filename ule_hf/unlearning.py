@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UleError
+from ule_hf.errors import UleError
 
 Term = Literal["inverse", "overlap", "mass", "kl"]
 Control = Literal["none", "constant", "shuffled"]

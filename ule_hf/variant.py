@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .attribution import Grid, Norm, Score, Sign
-from .errors import UleError
-from .unlearning import Control, Term
+from ule_hf.attribution import Grid, Norm, Score, Sign
+from ule_hf.errors import UleError
+from ule_hf.unlearning import Control, Term
 
 Attribution = Literal["gradient", "path"]
 StudentLoss = Literal["cross_entropy", "generalised_cross_entropy"]
