@@ -20,6 +20,8 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; 0 when it went well, 2 with one line on standard error for bad input."""
     argv = sys.argv[1:] if argv is None else argv
+    from tqdm.auto import tqdm
+
     from ule_hf.arguments import parse
     from ule_hf.errors import UleError
     from ule_hf.experiment import run
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(*parse(argv, recipes=Path(__file__).parent), command=shlex.join(["recipes/train.py", *argv]))
     except UleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tqdm.write(f"error: {error}", file=sys.stderr)  # below a progress bar, not behind it
         return 2
     return 0
 

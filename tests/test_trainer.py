@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, TrainerCallback
+from datasets import Dataset, Features, Value
+from transformers import AutoModelForImageClassification, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from ule_hf.backbones import load_backbone
 from ule_hf.config import ULEConfig
@@ -331,6 +332,20 @@ def test_the_configuration_is_saved_without_secrets(tmp_path):
 def test_options_that_cannot_work_are_refused_at_construction(tmp_path, options, message):
     with pytest.raises(UleError, match=message):
         ULEConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_a_pair_from_two_libraries_is_refused(tmp_path):
+    vit, _ = load_backbone("test_vit", label_names=LABELS, image_size=32)
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    with pytest.raises(UleError, match="take both of one library"):
+        ULETrainer(StudentTeacher(vit, ViTForImageClassification(config)), ULEConfig(), processing_class=object())
+
+
+def test_labels_outside_the_range_are_refused(tmp_path):
+    features = Features(label=Value("int64"), pixel_values=Value("float32"))
+    dataset = Dataset.from_dict({"label": [0, 2], "pixel_values": [0.0, 0.0]}, features=features)
+    with pytest.raises(UleError, match="labels of train_dataset run from 0 to 2, but the teacher has 2 classes"):
+        make_trainer(tmp_path, train=dataset)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):

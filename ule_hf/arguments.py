@@ -6,7 +6,7 @@ import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -74,7 +74,7 @@ def parse(argv: list[str], recipes: Path | None = None) -> tuple[DataArguments, 
     Raises:
         UleError: a file that cannot be read, or an option that does not exist.
     """
-    parser = HfArgumentParser((DataArguments, ModelArguments, ULEConfig))
+    parser = _Parser((DataArguments, ModelArguments, ULEConfig))
     parser.add_argument("--config", help="YAML file with options; the command line overrides it.")
     chosen = parser.parse_known_args(argv)[0]
     config = Path(chosen.config) if chosen.config else None
@@ -87,6 +87,12 @@ def parse(argv: list[str], recipes: Path | None = None) -> tuple[DataArguments, 
         options = [f"--{name}" for name in vars(chosen)]
         raise UleError(f"option {unknown[0]} does not exist{_close_matches(unknown[0], options)}; see --help")
     return tuple(parsed)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse would print every option there is before the message."""
+        raise UleError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:

@@ -173,12 +173,17 @@ def sum_over_grid(attribution: Tensor, grid: Grid) -> Tensor:
     tensor([[ 6., 22.]])
     """
     height, width = attribution.shape[-2:]
+    check_grid(grid, height, width)
     rows, columns = grid
-    if not (1 <= rows <= height and 1 <= columns <= width):
-        raise UleError(f"grid {rows}x{columns} does not fit pictures of {height}x{width} pixels; choose fewer cells")
     in_row = _membership(height, rows, attribution)
     in_column = _membership(width, columns, attribution)
     return torch.einsum("bhw,rh,cw->brc", attribution.sum(dim=1), in_row, in_column).flatten(1)
+
+
+def check_grid(grid: Grid | None, height: int, width: int) -> None:
+    """Raises a UleError where pictures of ``height × width`` pixels have no ``rows × columns`` cells."""
+    if grid is not None and not (1 <= grid[0] <= height and 1 <= grid[1] <= width):
+        raise UleError(f"grid {grid[0]}x{grid[1]} does not fit pictures of {height}x{width} pixels; choose fewer cells")
 
 
 def _membership(size: int, cells: int, like: Tensor) -> Tensor:

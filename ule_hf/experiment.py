@@ -16,10 +16,11 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.arguments import DataArguments, ModelArguments
+from ule_hf.attribution import check_grid
 from ule_hf.backbones import load_backbone
 from ule_hf.config import ULEConfig
 from ule_hf.data import load
-from ule_hf.data.transforms import EvalTransform, TrainTransform
+from ule_hf.data.transforms import EvalTransform, TrainTransform, pixel_format
 from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher
 from ule_hf.progress import EpochLines
@@ -33,9 +34,19 @@ Results = dict[str, Any]
 
 
 def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, command: str | None = None) -> Results:
+    """Load the data that ``data_args`` names, then :func:`fit`."""
+    _checkpoint_to_resume(args)  # refuse before anything is loaded
+    return fit(load_data(data_args, args.seed), data_args.augmentation or "crop", model_args, args, command)
+
+
+def fit(
+    data: DatasetDict, augmentation: str, model_args: ModelArguments, args: ULEConfig, command: str | None = None
+) -> Results:
     """Train a student and a teacher, evaluate both on the test split, save the teacher.
 
     Args:
+        data: ``train``, ``validation`` and ``test`` as :func:`ule_hf.data.load` gives them.
+        augmentation: see :class:`ule_hf.data.transforms.TrainTransform`.
         command: what the user typed, recorded in the results.
 
     Returns:
@@ -48,15 +59,12 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
         UleError: any bad input; nothing has been written then, except by training itself.
     """
     checkpoint = _checkpoint_to_resume(args)
-    data = _load_data(data_args, args.seed)
-    label_names = data["train"].features["label"].names
-    pair, processor = build_pair(model_args, label_names, args)
-    train_transform = TrainTransform(processor, data_args.augmentation or "crop", args.seed)
+    pair, processor = build_pair(model_args, data["train"].features["label"].names, args)
     eval_transform = EvalTransform(processor)
     trainer = ULETrainer(
         model=pair,
         args=args,
-        train_dataset=data["train"].with_transform(train_transform),
+        train_dataset=data["train"].with_transform(TrainTransform(processor, augmentation, args.seed)),
         eval_dataset=data["validation"].with_transform(eval_transform),
         processing_class=processor,
     )
@@ -72,7 +80,7 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
         **_figures(trainer.evaluate(test, metric_key_prefix="test"), data["test"]),
         "last_epoch": _figures(_evaluate_last_epoch(trainer, test), data["test"]),
         "train_group_sizes": dict(zip(data["train"].features["group"].names, trainer.train_group_sizes, strict=True)),
-        "run": _record(data_args, model_args, args, trainer, command),
+        "run": _record(augmentation, model_args, args, trainer, command),
     }
     trainer.save_model(_internal_call=True)
     trainer.save_state()
@@ -88,13 +96,21 @@ def build_pair(model_args: ModelArguments, label_names: list[str], args: ULEConf
     """Student and teacher, each initialised from a seed of its own name, and the teacher's image processor."""
     options = {
         "label_names": label_names,
-        "image_size": model_args.image_size,
         "model_args": model_args.parsed_model_args(),
         "checkpoint_path": model_args.checkpoint_path,
     }
-    teacher, processor = load_backbone(model_args.model, seed=named_seed(args.seed, "teacher"), **options)
+    teacher, processor = load_backbone(
+        model_args.model, seed=named_seed(args.seed, "teacher"), image_size=model_args.image_size, **options
+    )
+    pixels = pixel_format(processor)
+    check_grid(args.variant().grid, pixels.height, pixels.width)
+    # a student of its own kind has to take what the teacher's processor makes
+    student_size = model_args.image_size if model_args.student_model is None else pixels.height
     student, _ = load_backbone(
-        model_args.student_model or model_args.model, seed=named_seed(args.seed, "student"), **options
+        model_args.student_model or model_args.model,
+        seed=named_seed(args.seed, "student"),
+        image_size=student_size,
+        **options,
     )
     return StudentTeacher(student, teacher, args.variant()), processor
 
@@ -121,7 +137,8 @@ SUMMARY = {
 }
 
 
-def _load_data(data_args: DataArguments, seed: int) -> DatasetDict:
+def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
+    """The dataset that ``data_args`` names, see :func:`ule_hf.data.load`."""
     if data_args.dataset == "digits":
         return load("digits", kind=data_args.shortcut, correlation=data_args.correlation, seed=seed)
     return load(
@@ -194,7 +211,7 @@ def _figures(metrics: dict[str, float], test: Dataset) -> Results:
 
 
 def _record(
-    data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, trainer: ULETrainer, command: str | None
+    augmentation: str, model_args: ModelArguments, args: ULEConfig, trainer: ULETrainer, command: str | None
 ) -> dict[str, Any]:
     packages = ("ule_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
     return {
@@ -210,7 +227,7 @@ def _record(
         "processes": args.world_size,
         "device": str(args.device),
         "machine": platform.machine(),
-        "data": vars(data_args),
+        "augmentation": augmentation,
         "model": vars(model_args),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }

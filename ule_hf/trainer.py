@@ -15,7 +15,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.backbones import is_convolutional, save_backbone
@@ -77,6 +78,7 @@ class ULETrainer(Trainer):
         data_collator: Callable | None = collate,
         train_dataset: Any = None,
         eval_dataset: Any = None,
+        processing_class: BaseImageProcessor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         train_group_sizes: list[int] | None = None,
         **kwargs: Any,
@@ -84,6 +86,14 @@ class ULETrainer(Trainer):
         if not isinstance(model, StudentTeacher):
             raise UleError(
                 f"ULETrainer trains a StudentTeacher, not a {type(model).__name__}; wrap the two models first"
+            )
+        if processing_class is None:
+            raise UleError("processing_class is missing; give the image processor, which is saved beside the weights")
+        libraries = [isinstance(m, TimmWrapperPreTrainedModel) for m in (model.student, model.teacher)]
+        if libraries[0] != libraries[1]:
+            raise UleError(
+                "one of student and teacher is timm's and the other transformers'; take both of one library, because "
+                "the student's folder keeps the image processor that made its input"
             )
         self.num_classes = model.teacher.config.num_labels
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
@@ -102,6 +112,7 @@ class ULETrainer(Trainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            processing_class=processing_class,
             compute_metrics=compute_metrics or self.compute_group_metrics,
             **kwargs,
         )

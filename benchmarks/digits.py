@@ -1,0 +1,62 @@
+"""The digits table: both shortcuts, correlations 0.95 and 1.0, three seeds, both presets and their controls.
+
+python -m benchmarks.digits          # runs what is missing in results/digits.jsonl, then prints the table
+python -m benchmarks.digits --table  # prints the table only
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+from benchmarks.runs import PLAIN, mean_and_spread, read, run_once
+from ule_hf.data import load
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "digits.jsonl"
+RECIPE = ["--config", str(ROOT / "recipes" / "digits" / "default.yaml")]
+METHODS = {
+    "plain training": PLAIN,
+    "ULE `paper`": ["--preset", "paper"],
+    "ULE `paper`, control `constant`": ["--preset", "paper", "--control", "constant"],
+    "ULE `path`": ["--preset", "path"],
+    "ULE `path`, control `constant`": ["--preset", "path", "--control", "constant"],
+}
+BEDS = list(product(("patch", "half"), (0.95, 1.0)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true")
+    if not parser.parse_args().table:
+        for seed, (kind, correlation), (method, options) in product(range(3), BEDS, METHODS.items()):
+            data = load("digits", kind=kind, correlation=correlation, seed=seed)
+            key = {"shortcut": kind, "correlation": correlation, "method": method, "seed": seed}
+            run_once(RESULTS, key, data, [*RECIPE, *options, "--seed", str(seed)])
+    print(table())
+
+
+def table() -> str:
+    """Worst group of the test split, in per cent; the student beside each teacher, and both epochs' figures."""
+    lines = read(RESULTS)
+    rows = [
+        "| shortcut | correlation | method | teacher | teacher, last epoch | student | average |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (kind, correlation), method in product(BEDS, METHODS):
+        bed = {"shortcut": kind, "correlation": correlation, "method": method}
+        runs = [line for line in lines if bed.items() <= line["key"].items()]
+        worst = "test_worst_group_accuracy"
+        cells = [
+            mean_and_spread([run["teacher"][worst] for run in runs]),
+            mean_and_spread([run["last_epoch"]["teacher"][worst] for run in runs]),
+            mean_and_spread([run["student"][worst] for run in runs]),
+            mean_and_spread([run["teacher"]["test_accuracy"] for run in runs]),
+        ]
+        rows.append(f"| {kind} | {correlation:g} | {method} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
