@@ -106,7 +106,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with too many cells
-            frame = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = str(error).strip().splitlines()[0]
         raise UleError(
