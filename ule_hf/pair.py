@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
 from ule_hf.errors import UleError
+from ule_hf.second_order import fast_double_backward
 from ule_hf.unlearning import apply_control, overlap, unlearning_term
 from ule_hf.variant import Variant
 
@@ -62,6 +63,7 @@ class StudentTeacher(nn.Module):
         self.student = student
         self.teacher = teacher
         self.variant = variant or Variant()
+        self._recomputes_activations = False
 
     def forward(
         self,
@@ -90,7 +92,7 @@ class StudentTeacher(nn.Module):
         student_logits = _logits(self.student, pixel_values)
         teacher_logits = None
         if train_teacher:
-            with twice_differentiable_attention() if at_images else nullcontext():
+            with self._twice_differentiable() if at_images else nullcontext():
                 teacher_logits = _logits(self.teacher, pixel_values)
         if labels is None:
             return StudentTeacherOutput(logits=teacher_logits, student_logits=student_logits)
@@ -104,6 +106,7 @@ class StudentTeacher(nn.Module):
         maps = None
         if at_images:
             maps = self._maps_at_images(pixel_values, labels, student_logits, teacher_logits)
+            pixel_values.requires_grad_(False)  # the last backward then computes no image gradient of its own
         elif unlearn:
             path = draw_path(labels, generator) if partners is None else (partners, points)
             maps = self._maps_on_path(pixel_values, labels, *path) if path else None
@@ -118,6 +121,11 @@ class StudentTeacher(nn.Module):
             teacher_loss=teacher_loss,
             **of_term,
         )
+
+    def _twice_differentiable(self):
+        """Around a forward of the teacher: its second derivative exists and is cheap."""
+        # recomputed activations would not be those of the rules, which work on the forward pass only
+        return twice_differentiable_attention() if self._recomputes_activations else fast_double_backward()
 
     def _term(self, student_map: Tensor, teacher_map: Tensor) -> dict[str, Tensor]:
         shown = apply_control(student_map, self.variant.control, self.variant.term)
@@ -140,6 +148,7 @@ class StudentTeacher(nn.Module):
                 "activation_checkpointing would update BatchNorm's statistics three times a step; "
                 "leave it out, or use a model without BatchNorm"
             )
+        self._recomputes_activations = True
         for model in (self.student, self.teacher):
             model.activation_checkpointing_enable(
                 activation_checkpointing_kwargs={**(activation_checkpointing_kwargs or {}), "use_reentrant": False},
@@ -170,8 +179,9 @@ class StudentTeacher(nn.Module):
 
         with frozen_batch_statistics(self):
             of_student = attribution(self.student, create_graph=False)
-            with twice_differentiable_attention():
+            with self._twice_differentiable():
                 of_teacher = attribution(self.teacher, create_graph=True)
+        mixed.requires_grad_(False)
         return self._maps(of_student, of_teacher)
 
     def _maps(self, of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
