@@ -2,8 +2,9 @@
 
     python -m benchmarks.photographs --data_dir WATERBIRDS50 --checkpoint_path mobilenetv2_100.safetensors
 
-WATERBIRDS50 holds bird photographs pasted on forest and sea photographs, with labels, splits and places of the official
-Waterbirds metadata for 50 species. It is composed and reduced data: its figures are not to be set beside published ones.
+WATERBIRDS50 holds bird photographs pasted on forest and sea photographs, with labels, splits and places of the
+official Waterbirds metadata for 50 species. It is composed and reduced data: its figures are not to be set beside
+published ones.
 """
 
 from __future__ import annotations

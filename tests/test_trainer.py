@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, Features, Value
+from torch.autograd.function import once_differentiable
 from transformers import AutoModelForImageClassification, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from ule_hf.backbones import load_backbone
@@ -332,6 +333,24 @@ def test_the_configuration_is_saved_without_secrets(tmp_path):
 def test_options_that_cannot_work_are_refused_at_construction(tmp_path, options, message):
     with pytest.raises(UleError, match=message):
         ULEConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad.clone()
+
+
+def test_a_layer_without_a_second_derivative_is_named(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.model.teacher.timm_model.conv1[0].register_forward_hook(lambda module, args, output: _Once.apply(output))
+    with pytest.raises(UleError, match=r"no second derivative.*attn_implementation"):
+        trainer.train()
 
 
 def test_a_pair_from_two_libraries_is_refused(tmp_path):

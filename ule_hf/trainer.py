@@ -41,6 +41,8 @@ UNDECAYED_SUFFIXES = (
     "bias_table",
 )
 
+# how PyTorch says it: for its own kernels, for custom functions, for compiled modules
+NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
 LOGGED_MEANS = (
     *("student_loss", "teacher_loss", "unlearning_loss", "overlap"),
     *("student_accuracy", "teacher_accuracy", "student_grad_norm", "teacher_grad_norm"),
@@ -166,7 +168,7 @@ class ULETrainer(Trainer):
             with twice_differentiable_attention() if recomputing else nullcontext():
                 return super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
-            if ("derivative" in str(error) and "not implemented" in str(error)) or "double backward" in str(error):
+            if any(sign in str(error) for sign in NO_SECOND_DERIVATIVE):
                 raise UleError(
                     f"a layer of the teacher has no second derivative ({str(error).splitlines()[0]}); load it with "
                     "attn_implementation='sdpa' or 'eager', without flash attention and uncompiled"
