@@ -6,12 +6,21 @@ group nor enters an average.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ule_hf.errors import UleError
+
+# The figures of a table, in its order, and what they are called there.
+SUMMARY = {
+    "accuracy": "average",
+    "train_weighted_accuracy": "average, weighted as in training",
+    "worst_class_accuracy": "worst class",
+    "worst_group_accuracy": "worst group",
+}
 
 
 def group_sizes(groups: ArrayLike, num_groups: int) -> NDArray[np.int64]:
@@ -98,3 +107,63 @@ def classification_metrics(
         metrics["train_weighted_accuracy"] = train_weighted_accuracy(by_group, train_group_sizes)
         metrics |= {f"group_{g}_accuracy": float(a) for g, a in enumerate(by_group) if not np.isnan(a)}
     return metrics
+
+
+def average_ood_accuracy(predictions: ArrayLike, labels: ArrayLike, environments: ArrayLike | None = None) -> float:
+    """Spawrious' figure (Lynch et al. 2023): accuracy out of distribution, averaged over the test environments.
+
+    Args:
+        predictions, labels: ``[N]`` ids, of the test split only.
+        environments: ``[N]`` names or ids; each counts alike. Without them the test split is one environment, which is
+            what every combination of Spawrious has.
+
+    >>> average_ood_accuracy([0, 0, 0, 1], [0, 0, 0, 0], environments=["a", "a", "a", "b"])
+    0.5
+    """
+    correct = np.asarray(predictions) == np.asarray(labels)
+    if not correct.size:
+        raise UleError("there are no samples to evaluate; check the split")
+    if environments is None:
+        return float(correct.mean())
+    environments = np.asarray(environments)
+    return float(np.mean([correct[environments == name].mean() for name in np.unique(environments)]))
+
+
+def shortcut_gaps(
+    predictions: ArrayLike, labels: ArrayLike, bg: ArrayLike, co_occur_obj: ArrayLike, correlation: float = 0.95
+) -> dict[str, float]:
+    """UrbanCars' figures (Li et al., *A Whac-A-Mole Dilemma*, CVPR 2023): what each shortcut's absence costs.
+
+    A shortcut is present where its id equals the label's. Accuracy in each of the four cells (background present or
+    absent × co-occurring object present or absent) is averaged over the classes. In-distribution accuracy weights the
+    cells as training does, ``correlation`` for a shortcut that is present and ``1 − correlation`` for one that is
+    absent; each gap is a cell's accuracy minus the in-distribution accuracy, negative where the absence harms.
+
+    Args:
+        predictions, labels, bg, co_occur_obj: ``[N]`` ids, in which the urban class, the urban backgrounds and the
+            urban objects have one id, and so have those of the country.
+        correlation: of each shortcut with the label in training.
+
+    Returns:
+        ``id_accuracy``, ``bg_gap``, ``co_occur_obj_gap``, ``bg_co_occur_obj_gap``; NaN where a class has no sample in
+        a cell that is needed.
+
+    >>> gaps = shortcut_gaps([0, 0, 0, 1, 1, 1, 1, 1], [0] * 4 + [1] * 4, [0, 0, 1, 1] * 2, [0, 1] * 4)
+    >>> {name: round(value, 5) for name, value in gaps.items()}
+    {'id_accuracy': 0.99875, 'bg_gap': 0.00125, 'co_occur_obj_gap': 0.00125, 'bg_co_occur_obj_gap': -0.49875}
+    """
+    labels = np.asarray(labels)
+    correct = np.asarray(predictions) == labels
+    present = {"bg": np.asarray(bg) == labels, "co_occur_obj": np.asarray(co_occur_obj) == labels}
+    accuracy = {}
+    for has_bg, has_object in itertools.product((True, False), repeat=2):
+        cell = (present["bg"] == has_bg) & (present["co_occur_obj"] == has_object)
+        by_class = [correct[cell & (labels == label)] for label in np.unique(labels)]
+        accuracy[has_bg, has_object] = np.mean([hits.mean() if hits.size else np.nan for hits in by_class])
+    weight = {True: correlation, False: 1 - correlation}
+    in_distribution = sum(
+        value * weight[has_bg] * weight[has_object] for (has_bg, has_object), value in accuracy.items()
+    )
+    cells = {"bg_gap": (False, True), "co_occur_obj_gap": (True, False), "bg_co_occur_obj_gap": (False, False)}
+    gaps = {name: float(accuracy[cell] - in_distribution) for name, cell in cells.items()}
+    return {"id_accuracy": float(in_distribution), **gaps}
