@@ -1,12 +1,18 @@
-"""The `ule-hf` command: a thin front for the recipes."""
+"""The `ule-hf` command: a thin front for the recipes, the model card and the Hub."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from dataclasses import replace
 
 USAGE = """usage: ule-hf train [options]
+       ule-hf card DIR [--plain DIR] [--output FILE]
+       ule-hf push DIR REPO [--private] [--revision BRANCH] [--with_student]
 
   train    train a robust teacher (the same as recipes/train.py; see ule-hf train --help)
+  card     render the model card of an output folder anew
+  push     put the teacher of an output folder on the Hub
 
 For several processes: accelerate launch -m ule_hf.cli train [options]"""
 
@@ -21,8 +27,47 @@ def main(argv: list[str] | None = None) -> int:
         from ule_hf.recipes.train import main as train
 
         return train(rest)
-    print(f"error: there is no command {command!r}\n{USAGE}", file=sys.stderr)
-    return 2
+    if command not in ("card", "push"):
+        print(f"error: there is no command {command!r}\n{USAGE}", file=sys.stderr)
+        return 2
+    from ule_hf.errors import UleError
+
+    try:
+        print(card(rest) if command == "card" else push(rest))
+    except UleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def card(argv: list[str]) -> str:
+    """``ule-hf card``; returns where the card was written."""
+    from ule_hf.card import plain_results, read_facts, write_card
+
+    parser = argparse.ArgumentParser("ule-hf card", description="Render the model card of an output folder anew.")
+    parser.add_argument("dir", help="What ule-hf train or a ULETrainer saved; what card.json says can be mended there.")
+    parser.add_argument("--plain", help="Output folder of plain training (--unlearning_weight 0), to show beside it.")
+    parser.add_argument("--output", help="Write it here and not to DIR/README.md.")
+    args = parser.parse_args(argv)
+    facts = None
+    if args.plain:
+        facts = replace(read_facts(args.dir), plain=plain_results(args.plain, beside=args.dir))
+    return str(write_card(args.dir, facts, args.output))
+
+
+def push(argv: list[str]) -> str:
+    """``ule-hf push``; returns the address of the commit."""
+    parser = argparse.ArgumentParser("ule-hf push", description="Put the teacher of an output folder on the Hub.")
+    parser.add_argument("dir", help="What ule-hf train or a ULETrainer saved.")
+    parser.add_argument("repo", help="NAMESPACE/NAME, or a name in your own namespace; created if it does not exist.")
+    parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
+    parser.add_argument("--revision", help="Branch; created if it does not exist.")
+    parser.add_argument("--with_student", action="store_true", help="Push the trained student too, as student/.")
+    args = parser.parse_args(argv)
+    from ule_hf.hub import push_teacher
+
+    options = {"private": args.private, "revision": args.revision, "with_student": args.with_student}
+    return push_teacher(args.dir, args.repo, **options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""Images, labels and groups: every dataset is a `datasets.DatasetDict` with the same columns and splits."""
+"""Images, labels and groups: every dataset is a `datasets.DatasetDict` with the same columns and splits.
+
+A benchmark is a module that offers ``load(data_dir=None, variant=None, **options)``, which returns data that
+`verify.verify` has compared with the module's published counts; ``CARD`` (`publish.Card`), ``IMAGE_SIZE`` (width and
+height that every image has, or None), ``OPTIONS`` (names and defaults of ``load``'s own options), and, where a metadata
+file alone tells the counts, ``verify_metadata(file, **options)``.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +13,14 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..errors import UleError
+from . import waterbirds
 from .digits import build_digits
 from .folder import load_folder
 
+#: The published benchmarks, by the name they are loaded and verified under.
+BENCHMARKS = {"waterbirds": waterbirds}
 _LOADERS = {"digits": build_digits, "folder": load_folder}
+_LOADERS |= {name: module.load for name, module in BENCHMARKS.items()}
 
 
 def load(name: str, **options: Any) -> DatasetDict:
@@ -20,8 +30,9 @@ def load(name: str, **options: Any) -> DatasetDict:
     string), and one `ClassLabel` for each spurious attribute.
 
     Args:
-        name: ``digits`` or ``folder``.
-        options: what :func:`~ule_hf.data.digits.build_digits` or :func:`~ule_hf.data.folder.load_folder` takes.
+        name: ``digits``, ``folder``, or one of `BENCHMARKS`.
+        options: what :func:`~ule_hf.data.digits.build_digits`, :func:`~ule_hf.data.folder.load_folder` or the
+            benchmark's ``load`` takes, such as ``data_dir`` and ``variant``.
 
     Raises:
         UleError: an unknown name, or what the dataset's own function refuses.

@@ -48,7 +48,7 @@ def read_image_table(
         raise UleError(f"{root} holds no metadata.csv or metadata.jsonl whose columns could be named; add one")
     else:
         table = _read_folders(root)
-    return _with_checked_paths(root, table)
+    return checked_paths(root, table)
 
 
 def first_few(items: Iterable[object], count: int = 3) -> str:
@@ -61,7 +61,7 @@ def first_few(items: Iterable[object], count: int = 3) -> str:
 def _read_metadata(
     file: Path, image_column: str | None, label_column: str, split_column: str | None, attributes: Sequence[str]
 ) -> pd.DataFrame:
-    frame = _read_jsonl(file) if file.suffix == ".jsonl" else _read_csv(file)
+    frame = _read_jsonl(file) if file.suffix == ".jsonl" else read_csv(file)
     if frame.empty:
         raise UleError(f"{file} holds no rows; write one for each image")
     for attribute in attributes:
@@ -101,7 +101,7 @@ def _read_metadata(
     return table
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
+def read_csv(file: Path) -> pd.DataFrame:
     """All cells as they are written (``01`` and ``NA`` are names); the index counts rows as a spreadsheet does."""
     try:
         with warnings.catch_warnings():
@@ -178,7 +178,7 @@ def _add_splits_of_folders(table: pd.DataFrame) -> None:
         )
 
 
-def _with_checked_paths(root: Path, table: pd.DataFrame) -> pd.DataFrame:
+def checked_paths(root: Path, table: pd.DataFrame) -> pd.DataFrame:
     """``image`` normalised; every file is there, inside ``root``, and there once."""
     table["image"] = table["image"].map(os.path.normpath)
     outside = table["image"].map(lambda image: os.path.isabs(image) or PurePath(image).parts[:1] == ("..",))
