@@ -67,7 +67,7 @@ def load_folder(
     names = {column: _sorted_names(table[column]) for column in columns}
     table["split"] = _complete_splits(root, table, columns, seed)
     _check_classes(root, table, names["label"])
-    decoded = _decodable(root, table["image"], skip_bad_images)
+    decoded = decodable(root, table["image"], skip_bad_images)
     if not decoded.all():
         table = table[decoded]
         _check_classes(root, table, names["label"])
@@ -120,8 +120,14 @@ def _check_classes(root: Path, table: pd.DataFrame, labels: list[str]) -> None:
                 raise UleError(f"{root}: class '{label}' has no image in {split}{others}; add some or remove the class")
 
 
-def _decodable(root: Path, images: pd.Series, skip_bad_images: bool) -> np.ndarray:
-    """Bool `[N]`. Threads help because Pillow decodes outside Python's lock."""
+def decodable(root: Path, images: pd.Series, skip_bad_images: bool) -> np.ndarray:
+    """Which ``images`` (paths relative to ``root``) can be decoded, bool `[N]`; those that cannot are logged.
+
+    Threads help because Pillow decodes outside Python's lock.
+
+    Raises:
+        UleError: one cannot be decoded, unless ``skip_bad_images``.
+    """
     with ThreadPoolExecutor() as threads:
         problems = list(threads.map(_decoding_problem, [root / image for image in images]))
     bad = [f"{root / image} ({problem})" for image, problem in zip(images, problems, strict=True) if problem]
