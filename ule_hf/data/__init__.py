@@ -13,12 +13,12 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..errors import UleError
-from . import waterbirds
+from . import celeba, waterbirds
 from .digits import build_digits
 from .folder import load_folder
 
 #: The published benchmarks, by the name they are loaded and verified under.
-BENCHMARKS = {"waterbirds": waterbirds}
+BENCHMARKS = {"waterbirds": waterbirds, "celeba": celeba}
 _LOADERS = {"digits": build_digits, "folder": load_folder}
 _LOADERS |= {name: module.load for name, module in BENCHMARKS.items()}
 
