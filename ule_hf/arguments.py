@@ -35,6 +35,11 @@ class DataArguments:
     augmentation: Literal["none", "flip", "crop"] | None = field(
         default=None, metadata={"help": "Training images: as they are, mirrored, or cropped and mirrored."}
     )
+    dataset_id: str | None = field(default=None, metadata={"help": "Model card: Hub id of the data."})
+    data_license: str | None = field(default=None, metadata={"help": "Model card: terms under which the data is used."})
+    data_note: str | None = field(
+        default=None, metadata={"help": "Model card: what is spurious in the data, where it comes from, its limits."}
+    )
 
 
 @dataclass
@@ -53,6 +58,9 @@ class ModelArguments:
         default=None, metadata={"help": 'JSON given on to timm.create_model, such as {"img_size": 64}.'}
     )
     image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the model was made for."})
+    license: str | None = field(
+        default=None, metadata={"help": "Model card: licence of the weights, one of the Hub's, such as apache-2.0."}
+    )
 
     def parsed_model_args(self) -> dict[str, Any] | None:
         if self.model_args is None:

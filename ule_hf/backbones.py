@@ -244,6 +244,7 @@ def _create_timm(
     classifier.timm_model = timm_model
     if checkpoint_path is not None:
         _load_checkpoint(classifier, Path(checkpoint_path))
+        config.name_or_path = os.path.abspath(checkpoint_path)  # as transformers notes it of a folder
     return classifier
 
 

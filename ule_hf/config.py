@@ -25,6 +25,10 @@ class ULEConfig(TrainingArguments):
 
     unlearning_warmup, gce_q, control, student_learning_rate, student_weight_decay
 
+    > Hub
+
+    hub_push_student. ``hub_strategy`` "checkpoint" and "all_checkpoints" push whole checkpoints, students included.
+
     > Defaults that differ from `TrainingArguments`
 
     Evaluation, checkpoints and log lines come every epoch; the best epoch by worst-*class* validation accuracy is
@@ -75,6 +79,7 @@ class ULEConfig(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Discard the model that the output folder already holds."}
     )
+    hub_push_student: bool = field(default=False, metadata={"help": "Push the trained student too, as student/."})
 
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"

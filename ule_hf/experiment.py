@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -18,10 +17,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from ule_hf.arguments import DataArguments, ModelArguments
 from ule_hf.attribution import check_grid
 from ule_hf.backbones import load_backbone
+from ule_hf.card import RESULTS_FILE, CardFacts
 from ule_hf.config import ULEConfig
 from ule_hf.data import load
 from ule_hf.data.transforms import EvalTransform, TrainTransform, pixel_format
 from ule_hf.errors import UleError
+from ule_hf.metrics import SUMMARY
 from ule_hf.pair import StudentTeacher
 from ule_hf.progress import EpochLines
 from ule_hf.seeds import named_seed
@@ -29,7 +30,7 @@ from ule_hf.trainer import ULETrainer
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
+DIGITS_LICENSE = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)"
 Results = dict[str, Any]
 
 
@@ -38,11 +39,26 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
     _checkpoint_to_resume(args)  # refuse before anything is loaded
     # a crop could cut off the corner that holds the digits' shortcut
     augmentation = data_args.augmentation or ("none" if data_args.dataset == "digits" else "crop")
-    return fit(load_data(data_args, args.seed), augmentation, model_args, args, command)
+    if command and args.hub_token:
+        command = command.replace(args.hub_token, "<HUB_TOKEN>")  # results and card are published
+    card = CardFacts(
+        license=model_args.license,
+        dataset=Path(data_args.data_dir or "").name if data_args.dataset == "folder" else data_args.dataset,
+        dataset_id=data_args.dataset_id,
+        data_license=data_args.data_license or (DIGITS_LICENSE if data_args.dataset == "digits" else None),
+        data_note=_data_note(data_args),
+        command=command,
+    )
+    return fit(load_data(data_args, args.seed), augmentation, model_args, args, command, card)
 
 
 def fit(
-    data: DatasetDict, augmentation: str, model_args: ModelArguments, args: ULEConfig, command: str | None = None
+    data: DatasetDict,
+    augmentation: str,
+    model_args: ModelArguments,
+    args: ULEConfig,
+    command: str | None = None,
+    card: CardFacts | None = None,
 ) -> Results:
     """Train a student and a teacher, evaluate both on the test split, save the teacher.
 
@@ -50,6 +66,7 @@ def fit(
         data: ``train``, ``validation`` and ``test`` as :func:`ule_hf.data.load` gives them.
         augmentation: see :class:`ule_hf.data.transforms.TrainTransform`.
         command: what the user typed, recorded in the results.
+        card: what the model card says of data, licence and origin.
 
     Returns:
         What is written to ``<output_dir>/results.json``: for ``teacher`` and ``student`` each ``test_accuracy``,
@@ -69,6 +86,7 @@ def fit(
         train_dataset=data["train"].with_transform(TrainTransform(processor, augmentation, args.seed)),
         eval_dataset=data["validation"].with_transform(eval_transform),
         processing_class=processor,
+        card=card,
     )
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -84,13 +102,17 @@ def fit(
         "train_group_sizes": dict(zip(data["train"].features["group"].names, trainer.train_group_sizes, strict=True)),
         "run": _record(augmentation, model_args, args, trainer, command),
     }
+    trainer.results = results
     trainer.save_model(_internal_call=True)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        Path(args.output_dir, RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(format_table(results))
     if args.push_to_hub:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        except UleError as error:  # the results are there; a Hub that is away must not make the run a failure
+            repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
+            logger.warning("%s; push it later: ule-hf push %s %s", error, args.output_dir, repo_id)
     return results
 
 
@@ -131,14 +153,6 @@ def format_table(results: Results) -> str:
     return "\n".join(lines)
 
 
-SUMMARY = {
-    "accuracy": "average",
-    "train_weighted_accuracy": "average, weighted as in training",
-    "worst_class_accuracy": "worst class",
-    "worst_group_accuracy": "worst group",
-}
-
-
 def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
     """The dataset that ``data_args`` names, see :func:`ule_hf.data.load`."""
     if data_args.dataset == "digits":
@@ -152,6 +166,20 @@ def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
         attribute_columns=tuple(data_args.attribute_columns),
         skip_bad_images=data_args.skip_bad_images,
         seed=seed,
+    )
+
+
+def _data_note(data_args: DataArguments) -> str | None:
+    if data_args.data_note or data_args.dataset != "digits":
+        return data_args.data_note
+    picture = {
+        "patch": "a coloured patch in the corner, one colour for each class,",
+        "half": "the digit 0 or 1 in the upper half",
+    }
+    return (
+        "scikit-learn's 8x8 digits, even or odd, with an artificial shortcut: "
+        f"{picture[data_args.shortcut]} which agrees with the label in {100 * data_args.correlation:g} % of the "
+        "training images and in half of the test images."
     )
 
 

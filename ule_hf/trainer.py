@@ -1,34 +1,35 @@
 """`ULETrainer`: transformers' `Trainer` for a student and a teacher.
 
-What is overridden, and why, stands in one line at each method; the mathematics is in :mod:`ule_hf.pair`.
+What is overridden, and why, stands in one line at each method; the mathematics is in :mod:`ule_hf.pair`, folders
+and pushes in :mod:`ule_hf.publishing`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback
+from transformers import BaseImageProcessor, EvalPrediction, TrainerCallback
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from ule_hf.backbones import is_convolutional, save_backbone
+from ule_hf.backbones import is_convolutional
+from ule_hf.card import CardFacts
 from ule_hf.config import ULEConfig
 from ule_hf.data.transforms import collate
 from ule_hf.errors import UleError
 from ule_hf.metrics import classification_metrics, group_sizes
 from ule_hf.pair import StudentTeacher, StudentTeacherOutput, twice_differentiable_attention
+from ule_hf.publishing import PublishingTrainer, initial_weights
 from ule_hf.seeds import named_generator
 from ule_hf.step_cost import measure_step_cost
 
-STUDENT_FOLDER = "student"
 # Neither norms and biases (one dimension) nor tokens and position tables are decayed; transformers' own rule decays
 # BatchNorm's weights and a ViT's position table.
 UNDECAYED_SUFFIXES = (
@@ -51,7 +52,7 @@ LOGGED_MEANS = (
 LOGGED_COUNTS = ("batches_of_one_class", "dead_maps")  # since the start; shown once there are any
 
 
-class ULETrainer(Trainer):
+class ULETrainer(PublishingTrainer):
     """Trains a :class:`ule_hf.pair.StudentTeacher`; what it saves and pushes is the teacher.
 
     Args:
@@ -62,6 +63,7 @@ class ULETrainer(Trainer):
         processing_class: the image processor, saved beside the weights.
         train_group_sizes: samples of each group in training, ``[number of groups]``; by default counted in the
             ``group`` column of ``train_dataset``.
+        card: what the model card says of data, licence and origin.
 
     A checkpoint is an ordinary model folder of the teacher with the student in ``student/`` below it, and resumes both.
 
@@ -83,6 +85,7 @@ class ULETrainer(Trainer):
         processing_class: BaseImageProcessor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         train_group_sizes: list[int] | None = None,
+        card: CardFacts | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(model, StudentTeacher):
@@ -107,6 +110,8 @@ class ULETrainer(Trainer):
         self.channels_last = is_convolutional(model) if args.channels_last is None else args.channels_last
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
+        card = card or CardFacts()
+        self.card = replace(card, initial_weights=card.initial_weights or initial_weights(model.teacher))
 
         super().__init__(
             model=model,
@@ -306,34 +311,6 @@ class ULETrainer(Trainer):
         ):
             self.state.best_metric = None
         return super()._determine_best_metric(metrics, trial)
-
-    # ---- folders ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Teacher at the root, so that the folder is an ordinary model; student below. No pickled arguments: they
-        would hold the Hub token."""
-        if not self.args.should_save:
-            return
-        output_dir = output_dir or self.args.output_dir
-        save_backbone(self.model.teacher, self.processing_class, output_dir)
-        save_backbone(self.model.student, self.processing_class, os.path.join(output_dir, STUDENT_FOLDER))
-        with open(os.path.join(output_dir, "ule_config.json"), "w", encoding="utf-8") as file:
-            json.dump(self.args.to_sanitized_dict(), file, indent=2, sort_keys=True)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Both models, strictly; the Trainer would take the teacher's weights for the pair's and only warn."""
-        pair = self.model if model is None else model
-        for name, folder in (("teacher", ""), ("student", STUDENT_FOLDER)):
-            path = os.path.join(resume_from_checkpoint, folder, "model.safetensors")
-            if not os.path.isfile(path):
-                raise UleError(
-                    f"{resume_from_checkpoint} is no checkpoint of a student and a teacher: {path} is missing"
-                )
-            getattr(pair, name).load_state_dict(safetensors.torch.load_file(path))
-
-    def _load_best_model(self) -> None:
-        """The best epoch's student comes back together with its teacher."""
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 class _EpochOfAugmentation(TrainerCallback):
