@@ -77,7 +77,8 @@ def unpack(archive: Path, name: str) -> Path:
             try:
                 _extract(archive, temporary)
             except (tarfile.ReadError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-                raise UleError(f"{archive} is truncated or damaged ({error}); get it anew") from error
+                reason = str(error).splitlines()[0]
+                raise UleError(f"{archive} is truncated or damaged ({reason}); get it anew") from error
             except tarfile.FilterError as error:
                 raise UleError(f"{archive} holds a path that leaves its folder ({error}); get another copy") from error
     return folder
@@ -137,6 +138,8 @@ def _extract(archive: Path, folder: Path) -> None:
     else:
         with tarfile.open(archive) as file:
             file.extractall(folder, filter="data")
+            while file.fileobj.read(1 << 20):  # to its checksum: tarfile takes a cut end for an end
+                pass
 
 
 def _md5(path: Path) -> str:
