@@ -84,6 +84,16 @@ def test_a_variant_carries_its_name(data):
         verify("toy", data, PUBLISHED, variant=" ")
 
 
+def test_skipped_images_make_a_variant(data):
+    assert label_of(verify("toy", data, PUBLISHED, bad_images_skipped=True)) == "toy"
+    data["train"] = data["train"].select([0])
+    verified = verify("toy", data, PUBLISHED, bad_images_skipped=True)
+    assert label_of(verified) == "toy, variant without 2 unreadable images (not the published benchmark)"
+    assert "variant mine" in label_of(verify("toy", data, PUBLISHED, variant="mine", bad_images_skipped=True))
+    with pytest.raises(UleError, match="not the published"):
+        verify("toy", data, {"train": {"a": 0}}, bad_images_skipped=True)  # more images, not fewer
+
+
 @pytest.mark.parametrize("variant", [None, "mine"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_image_id_occurs_once(data, split, variant):

@@ -111,6 +111,17 @@ def test_bad_metadata(tmp_path, old, new, message):
         load("waterbirds", data_dir=root, variant="broken")
 
 
+def test_a_corrupt_picture(small, tmp_path):
+    root = write_waterbirds(tmp_path / "w")
+    picture = root / "000.Species" / "bird_3.jpg"
+    picture.write_bytes(picture.read_bytes()[:300])
+    with pytest.raises(UleError, match=r"unreadable image: .*bird_3\.jpg"):
+        load("waterbirds", data_dir=root)
+    assert "variant without 1 unreadable images" in label_of(load("waterbirds", data_dir=root, skip_bad_images=True))
+    picture.write_bytes((root / "001.Species" / "bird_1.jpg").read_bytes())
+    assert label_of(load("waterbirds", data_dir=root)) == "waterbirds"
+
+
 def test_nothing_there(tmp_path):
     for data_dir, message in {"gone": "is no folder", ".": "holds no metadata.csv"}.items():
         with pytest.raises(UleError, match=message):

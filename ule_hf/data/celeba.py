@@ -21,6 +21,7 @@ from datasets import ClassLabel, DatasetDict, Features, Image, Value
 from ..errors import UleError
 from .archives import unpack
 from .builder import build
+from .folder import decodable
 from .groups import group_ids, group_names
 from .image_table import SPLITS, checked_paths, first_few
 from .publish import Card
@@ -73,9 +74,11 @@ _PARTITION = tuple(f"list_eval_partition{suffix}" for suffix in _SUFFIXES)
 
 def load(
     data_dir: str | os.PathLike[str] | None = None,
-    variant: str | None = None,
     target: str = OPTIONS["target"],
     attribute: str = OPTIONS["attribute"],
+    *,
+    skip_bad_images: bool = False,
+    variant: str | None = None,
 ) -> DatasetDict:
     """CelebA, verified.
 
@@ -83,8 +86,10 @@ def load(
         data_dir: a folder with `img_align_celeba` (folder or zip), `list_attr_celeba` and `list_eval_partition` (txt or
             csv, plain or compressed, also in sub-folders as officially); a folder of Parquet files; or a Hub
             repository, with the attributes as columns. By default what can be had of `SOURCES`.
-        variant: the name of data that are not the published ones.
         target, attribute: names of CelebA's attributes.
+        skip_bad_images: leave out images of a folder or archive that cannot be decoded; the data then are the variant
+            "without n unreadable images".
+        variant: the name of data that are not the published ones.
 
     Returns:
         ``train``, ``validation`` and ``test`` with the columns ``image``, ``label``, the attribute under its name,
@@ -98,11 +103,11 @@ def load(
         "celeba",
         data_dir,
         SOURCES,
-        build=lambda root: _build(root, target, attribute),
+        build=lambda root: _build(root, target, attribute, skip_bad_images),
         conform=lambda data: _conform(data, target, attribute),
         licence=LICENCE,
     )
-    return verify(_name(target, attribute), data, published(target, attribute), variant)
+    return verify(_name(target, attribute), data, published(target, attribute), variant, skip_bad_images)
 
 
 def published(target: str, attribute: str) -> Counts:
@@ -174,14 +179,18 @@ def read_metadata(attributes: Path, partition: Path | None, target: str, attribu
 
 @dataclass
 class CelebAConfig(datasets.BuilderConfig):
-    """Which of the 40 attributes is the label, and which one is spurious."""
+    """Which of the 40 attributes is the label, which one is spurious, and whether broken images are left out."""
 
     target: str = OPTIONS["target"]
     attribute: str = OPTIONS["attribute"]
+    skip_bad_images: bool = False
 
 
 class CelebA(datasets.GeneratorBasedBuilder):
-    """From the folder ``data_dir``; the rows keep the paths of its images, so it has to stay."""
+    """From the folder ``data_dir``; the rows keep the paths of its images, so it has to stay.
+
+    Every image is decoded once, when the rows are first made.
+    """
 
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = CelebAConfig
@@ -198,6 +207,7 @@ class CelebA(datasets.GeneratorBasedBuilder):
         root = Path(self.config.data_dir)
         images = _image_folder(root)
         table = checked_paths(images, read_metadata(*_metadata(root), target, attribute))
+        table = table[decodable(images, table["image"], self.config.skip_bad_images)].copy()
         table["group"] = group_ids(table["label"], table, *_names(target, attribute))
         return [
             datasets.SplitGenerator(
@@ -212,10 +222,10 @@ class CelebA(datasets.GeneratorBasedBuilder):
             yield key, example | {"image": os.path.join(images, row["image"]), "image_id": row["image"]}
 
 
-def _build(root: Path, target: str, attribute: str) -> DatasetDict:
+def _build(root: Path, target: str, attribute: str, skip_bad_images: bool) -> DatasetDict:
     if not (root / "Anno").is_dir():  # officially Anno, Eval and Img lie side by side
         root = folder_with(root, _ATTRIBUTES, "celeba")
-    return build(CelebA, root, _metadata(root), target=target, attribute=attribute)
+    return build(CelebA, root, _metadata(root), target=target, attribute=attribute, skip_bad_images=skip_bad_images)
 
 
 def _metadata(root: Path) -> tuple[Path, Path]:

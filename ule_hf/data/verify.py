@@ -41,7 +41,9 @@ def count_groups(data: DatasetDict) -> dict[str, dict[str, int]]:
     return counts
 
 
-def verify(name: str, data: DatasetDict, published: Counts, variant: str | None = None) -> DatasetDict:
+def verify(
+    name: str, data: DatasetDict, published: Counts, variant: str | None = None, bad_images_skipped: bool = False
+) -> DatasetDict:
     """The same data, labelled as the benchmark ``name`` or as its variant; see :func:`label_of`.
 
     Args:
@@ -49,11 +51,16 @@ def verify(name: str, data: DatasetDict, published: Counts, variant: str | None 
         data: splits with the columns ``group`` and ``image_id``.
         published: a group that is left out has no images.
         variant: the user's name for data that are not the published ones; their counts may be any.
+        bad_images_skipped: where images are missing, the variant is called "without n unreadable images" by default.
 
     Raises:
         UleError: other counts and no ``variant`` (with the table of both), or an ``image_id`` that occurs twice.
     """
-    verify_counts(name, count_groups(data), published, variant)
+    found = count_groups(data)
+    if bad_images_skipped and variant is None:
+        missing = _total(published) - _total(found)
+        variant = f"without {missing} unreadable images" if missing > 0 else None
+    verify_counts(name, found, published, variant)
     _refuse_repeated_ids(name, data)
     label = f"{name}, variant {variant} (not the published benchmark)" if variant else name
     labelled = DatasetDict(data)
@@ -148,6 +155,10 @@ def _rows(found: Counts, published: Counts) -> list[tuple[str, str, int, int]]:
         for group in [*expected, *(group for group in got if group not in expected)]:
             rows.append((split, group, expected.get(group, 0), got.get(group, 0)))
     return [row for row in rows if row[2] or row[3]]
+
+
+def _total(counts: Counts) -> int:
+    return sum(sizes if isinstance(sizes, int) else sum(sizes.values()) for sizes in counts.values())
 
 
 def _refuse_repeated_ids(name: str, data: DatasetDict) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
 from ..errors import UleError
 from .builder import build
+from .folder import decodable
 from .groups import group_ids, group_names
 from .image_table import SPLITS, checked_paths, first_few, read_csv
 from .publish import Card
@@ -76,12 +78,16 @@ _FEATURES = Features(image=Image(), label=ClassLabel(names=list(LABELS)), place=
 _METADATA = "metadata.csv"
 
 
-def load(data_dir: str | os.PathLike[str] | None = None, variant: str | None = None) -> DatasetDict:
+def load(
+    data_dir: str | os.PathLike[str] | None = None, *, skip_bad_images: bool = False, variant: str | None = None
+) -> DatasetDict:
     """Waterbirds, verified.
 
     Args:
         data_dir: the official archive, its folder (`metadata.csv` beside a folder for each species), a folder of
             Parquet files, or a Hub repository; by default what can be had of `SOURCES`.
+        skip_bad_images: leave out images of a folder or archive that cannot be decoded; the data then are the variant
+            "without n unreadable images".
         variant: the name of data that are not the published ones.
 
     Returns:
@@ -92,8 +98,15 @@ def load(data_dir: str | os.PathLike[str] | None = None, variant: str | None = N
     Raises:
         UleError: nothing there, a wrong copy, or a bad file.
     """
-    data = open_data("waterbirds", data_dir, SOURCES, _build, lambda data: conform_columns(data, _FEATURES), LICENCE)
-    return verify("waterbirds", data, PUBLISHED, variant)
+    data = open_data(
+        "waterbirds",
+        data_dir,
+        SOURCES,
+        build=lambda root: _build(root, skip_bad_images),
+        conform=lambda data: conform_columns(data, _FEATURES),
+        licence=LICENCE,
+    )
+    return verify("waterbirds", data, PUBLISHED, variant, skip_bad_images)
 
 
 def verify_metadata(file: str | os.PathLike[str], variant: str | None = None) -> Counts:
@@ -132,10 +145,21 @@ def read_metadata(file: Path) -> pd.DataFrame:
     return table
 
 
+@dataclass
+class WaterbirdsConfig(datasets.BuilderConfig):
+    """Whether images that cannot be decoded are left out."""
+
+    skip_bad_images: bool = False
+
+
 class Waterbirds(datasets.GeneratorBasedBuilder):
-    """From the unpacked archive ``data_dir``; the rows keep the paths of its images, so it has to stay."""
+    """From the unpacked archive ``data_dir``; the rows keep the paths of its images, so it has to stay.
+
+    Every image is decoded once, when the rows are first made.
+    """
 
     VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = WaterbirdsConfig
 
     def _info(self) -> datasets.DatasetInfo:
         features = Features(**_FEATURES, group=ClassLabel(names=list(GROUPS)), image_id=Value("string"))
@@ -146,6 +170,7 @@ class Waterbirds(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         root = Path(self.config.data_dir)
         table = checked_paths(root, read_metadata(root / _METADATA))
+        table = table[decodable(root, table["image"], self.config.skip_bad_images)].copy()
         table["group"] = group_ids(table["label"], table, LABELS, {"place": PLACES})
         return [
             datasets.SplitGenerator(split, gen_kwargs={"rows": table[table["split"] == split].to_dict("records")})
@@ -167,6 +192,6 @@ class Waterbirds(datasets.GeneratorBasedBuilder):
         return Path(self.config.data_dir) / "masks"
 
 
-def _build(root: Path) -> DatasetDict:
+def _build(root: Path, skip_bad_images: bool) -> DatasetDict:
     root = folder_with(root, [_METADATA], "waterbirds")
-    return build(Waterbirds, root, [root / _METADATA])
+    return build(Waterbirds, root, [root / _METADATA], skip_bad_images=skip_bad_images)
