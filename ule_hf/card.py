@@ -23,6 +23,7 @@ from ule_hf.metrics import SUMMARY
 CARD_FILE, FACTS_FILE, CONFIG_FILE, RESULTS_FILE = "README.md", "card.json", "ule_config.json", "results.json"
 PICTURES = "saliency/*.png"
 FROM_SCRATCH, LOCAL_WEIGHTS = "scratch", "local"
+RENDERED = "Rendered by `ule-hf card`; without this line, what you change here stays as it is."
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 METHOD_OPTIONS = (
     *("preset", "attribution", "score", "grid", "map_sign", "map_norm", "term", "control", "unlearning_weight"),
@@ -117,6 +118,7 @@ def render_card(folder: str | Path) -> str:
         selection=_selection(config, results),
         pictures=[path.relative_to(folder).as_posix() for path in sorted(folder.glob(PICTURES))],
         version=version("ule_hf"),
+        mark=RENDERED,
     )
     return str(card).rstrip() + "\n"
 

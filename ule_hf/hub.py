@@ -32,18 +32,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from yaml import YAMLError
 
 from ule_hf.card import (
     CARD_FILE,
     CONFIG_FILE,
     FACTS_FILE,
     PICTURES,
+    RENDERED,
     RESULTS_FILE,
     read_facts,
     read_json,
-    render_card,
     write_card,
 )
 from ule_hf.data.transforms import EvalTransform
@@ -112,7 +114,8 @@ def push_teacher(
 ) -> str:
     """Push an output folder; return the address of the commit. It is loaded first: what is pushed can be read.
 
-    A card that was changed by hand is pushed as it is; any other is rendered anew with the repository's name.
+    A card without its last line (:data:`ule_hf.card.RENDERED`) was changed by hand and is pushed as it is; any other is
+    rendered anew with the repository's name.
 
     Args:
         repo_id: ``NAMESPACE/NAME``, or a name in your own namespace; created if it does not exist.
@@ -130,9 +133,10 @@ def push_teacher(
     if with_student:
         load_student(folder)
     repo_id = full_repo_id(repo_id, token)
-    if not (folder / CARD_FILE).is_file() or (folder / CARD_FILE).read_text(encoding="utf-8") == render_card(folder):
+    card = folder / CARD_FILE
+    if not card.is_file() or RENDERED in card.read_text(encoding="utf-8"):
         write_card(folder, replace(read_facts(folder), model_id=repo_id))
-    check_card((folder / CARD_FILE).read_text(encoding="utf-8"))
+    check_card(card.read_text(encoding="utf-8"))
     files = teacher_files(folder, with_student)
     refuse_secrets(folder, files)
     open_repository(repo_id, private=private, revision=revision, token=token)
@@ -158,8 +162,12 @@ def check_card(text: str) -> None:
     Raises:
         UleError: it does not; the Hub's reason follows.
     """
+    try:
+        card = ModelCard(text)
+    except YAMLError as error:
+        raise UleError(f"{CARD_FILE}: its metadata is no YAML ({' '.join(str(error).split())})") from error
     with hub_errors(CARD_FILE):
-        ModelCard(text).validate(repo_type="model")
+        card.validate(repo_type="model")
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:
@@ -272,11 +280,10 @@ def _local_folder(name: str, revision: str | None, patterns: tuple[str, ...]) ->
 def _load(name: str, folder: Path, model_folder: Path) -> LoadedModel:
     with _reading(f"{name}: it has no config.json of an image classifier"):
         config = AutoConfig.from_pretrained(model_folder)
-    if config.num_labels != len(config.id2label) or len(set(config.id2label.values())) != config.num_labels:
-        raise UleError(
-            f"{name}: its config.json has {config.num_labels} classes, but the label names "
-            f"{', '.join(map(str, config.id2label.values()))}"
-        )
+    # names that do not fit its classes are dropped without a word by the configuration of a timm model
+    names = read_json(model_folder / "config.json").get("label_names") or list(config.id2label.values())
+    if len(set(names)) != len(names) or len(names) != config.num_labels:
+        raise UleError(f"{name}: its config.json has {config.num_labels} classes, but the label names {names}")
     with _reading(f"{name}: it has no image processor that can be read"):
         processor = AutoImageProcessor.from_pretrained(model_folder)
     with _reading(f"{name}: its weights cannot be loaded"):
@@ -293,5 +300,5 @@ def _load(name: str, folder: Path, model_folder: Path) -> LoadedModel:
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise UleError(f"{what} ({(str(error).strip() or type(error).__name__).splitlines()[0]})") from error
