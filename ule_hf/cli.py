@@ -9,10 +9,12 @@ from dataclasses import replace
 USAGE = """usage: ule-hf train [options]
        ule-hf card DIR [--plain DIR] [--output FILE]
        ule-hf push DIR REPO [--private] [--revision BRANCH] [--with_student]
+       ule-hf verify BENCHMARK [--data_dir DIR | --metadata FILE]
 
   train    train a robust teacher (the same as recipes/train.py; see ule-hf train --help)
   card     render the model card of an output folder anew
   push     put the teacher of an output folder on the Hub
+  verify   compare a copy of a benchmark with the published one (see ule-hf verify --help)
 
 For several processes: accelerate launch -m ule_hf.cli train [options]"""
 
@@ -27,6 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         from ule_hf.recipes.train import main as train
 
         return train(rest)
+    if command == "verify":
+        from ule_hf.data import BENCHMARKS
+        from ule_hf.data.commands import verify_main
+
+        return verify_main(BENCHMARKS, rest)
     if command not in ("card", "push"):
         print(f"error: there is no command {command!r}\n{USAGE}", file=sys.stderr)
         return 2
