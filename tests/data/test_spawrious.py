@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import tarfile
 
-import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -13,10 +12,7 @@ from ule_hf.data.spawrious import COMBINATIONS, FOLDER_SIZE, LABELS, LOCATIONS, 
 from ule_hf.data.verify import count_groups, label_of
 from ule_hf.errors import UleError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write_tree(root, size):

@@ -3,7 +3,6 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -18,10 +17,7 @@ from ule_hf.errors import UleError
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "urbancars_like"
 SIZES = {"train": 80, "validation": 8, "test": 8}
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import threading
 from itertools import islice
 from pathlib import Path
 
-import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -43,8 +42,7 @@ LISTS = Path(__file__).parents[3] / "shared" / "data" / "metadata" / "urbancars"
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def _small(monkeypatch, cache):
     monkeypatch.setattr(urbancars, "IMAGES_PER_CLASS", {"train": 20, "validation": 4, "test": 4})
     monkeypatch.setattr(urbancars, "PUBLISHED", {c: urbancars._published(c) for c in urbancars.PUBLISHED})
     monkeypatch.setattr(urbancars, "IMAGE_SIZE", (64, 64))
