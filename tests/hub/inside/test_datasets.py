@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from tests.hub.server import READER
 from ule_hf.data import load
+from ule_hf.data.publish import Card, push, write_folder
 
 
 @pytest.fixture
@@ -35,6 +36,17 @@ def test_streaming(hub, digits):
     digits.push_to_hub("me/digits-stream", config_name="patch")
     streamed = load_dataset("me/digits-stream", "patch", split="test", streaming=True)
     same_rows(digits["test"], streamed)
+
+
+def test_a_benchmark_s_folder_of_parquet(hub, digits, tmp_path):
+    card = Card("Digits", "here", "anybody may", "by hand", (), "none", license_id="mit", restricted=False)
+    write_folder(digits, tmp_path / "digits", card)
+    push(tmp_path / "digits", "me/digits-parquet", card, right_to_publish=False)
+    loaded = load_dataset("me/digits-parquet")
+    assert loaded["train"].features == digits["train"].features
+    for split in digits:
+        same_rows(digits[split], loaded[split])
+    same_rows(digits["test"], load_dataset("me/digits-parquet", split="test", streaming=True))
 
 
 def test_private_data_and_a_wrong_token(hub, digits, monkeypatch):
