@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import DatasetDict
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
 from ..errors import UleError
 from ..seeds import named_seed
-from .groups import add_groups
+from .shortcuts import check_correlation, correlated, partners, shortcut_dataset
 
 LABELS = ("even", "odd")
 #: What the shortcut is called: the patch's colour, or the digit in the upper half.
@@ -45,8 +43,7 @@ def build_digits(kind: str = "patch", correlation: float = 0.95, seed: int = 0) 
     """
     if kind not in SHORTCUTS:
         raise UleError(f"digits: the shortcut '{kind}' is unknown; choose one of {', '.join(SHORTCUTS)}")
-    if not 0.5 <= correlation <= 1.0:
-        raise UleError(f"digits: correlation {correlation} is outside [0.5, 1]; 0.5 is no shortcut, 1 a perfect one")
+    check_correlation("digits", correlation)
     pictures, digits = load_digits(return_X_y=True)
     pictures = (pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rng = np.random.default_rng(named_seed(seed, "digits", kind))
@@ -62,33 +59,21 @@ def build_digits(kind: str = "patch", correlation: float = 0.95, seed: int = 0) 
             task, labels = np.tile(task, 2), np.tile(labels, 2)
             shortcuts = np.repeat([0, 1], len(task) // 2)
         else:
-            shortcuts = _correlated(labels, correlation)
+            shortcuts = correlated(labels, correlation)
         if kind == "patch":
             images = [_with_patch(pictures[t], _COLOURS[s]) for t, s in zip(task, shortcuts, strict=True)]
             ids = [f"patch-{t:04d}-{SHORTCUTS['patch'][s]}" for t, s in zip(task, shortcuts, strict=True)]
         else:
-            upper = np.empty_like(task)
-            for s in (0, 1):  # every upper picture of the split is used as often as any other
-                rows = np.flatnonzero(shortcuts == s)
-                upper[rows] = np.resize(members[s][name], len(rows))
+            upper = partners([members[s][name] for s in (0, 1)], shortcuts)
             images = [_stacked(pictures[u], pictures[t]) for u, t in zip(upper, task, strict=True)]
             ids = [f"half-{u:04d}-{t:04d}" for u, t in zip(upper, task, strict=True)]
-        splits[name] = _dataset(images, labels, shortcuts, SHORTCUTS[kind], ids)
+        splits[name] = shortcut_dataset(images, labels, shortcuts, LABELS, SHORTCUTS[kind], ids)
     return DatasetDict(splits)
 
 
 def _split(members: np.ndarray) -> dict[str, np.ndarray]:
     test, validation, train = np.split(members, [_HELD_OUT, 2 * _HELD_OUT])
     return {"train": train, "validation": validation, "test": test}
-
-
-def _correlated(labels: np.ndarray, correlation: float) -> np.ndarray:
-    """Shortcuts `[N]` that equal the label in the first ``round(correlation * n)`` rows of each class (shuffled)."""
-    shortcuts = 1 - labels
-    for label in range(len(LABELS)):
-        rows = np.flatnonzero(labels == label)
-        shortcuts[rows[: round(correlation * len(rows))]] = label
-    return shortcuts
 
 
 def _with_patch(picture: np.ndarray, colour: np.ndarray) -> np.ndarray:
@@ -107,27 +92,3 @@ def _framed(picture: np.ndarray, digit: tuple[int, int], frame: tuple[int, int])
     enlarged = np.asarray(PILImage.fromarray(picture).resize(digit[::-1], PILImage.Resampling.BICUBIC))
     margins = [((outer - inner) // 2,) * 2 for outer, inner in zip(frame, digit, strict=True)]
     return np.pad(enlarged, margins)
-
-
-def _dataset(
-    images: list[np.ndarray], labels: np.ndarray, shortcuts: np.ndarray, shortcut_names: tuple[str, str], ids: list[str]
-) -> Dataset:
-    features = Features(
-        image=Image(),
-        label=ClassLabel(names=list(LABELS)),
-        shortcut=ClassLabel(names=list(shortcut_names)),
-        image_id=Value("string"),
-    )
-    columns = {
-        "image": [{"bytes": _png(image), "path": None} for image in images],
-        "label": labels,
-        "shortcut": shortcuts,
-        "image_id": ids,
-    }
-    return add_groups(Dataset.from_dict(columns, features=features), ["shortcut"])
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
