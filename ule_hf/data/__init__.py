@@ -13,13 +13,14 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..errors import UleError
-from . import celeba, waterbirds
+from . import celeba, spawrious, urbancars, waterbirds
 from .digits import build_digits
+from .dominoes import build_dominoes
 from .folder import load_folder
 
 #: The published benchmarks, by the name they are loaded and verified under.
-BENCHMARKS = {"waterbirds": waterbirds, "celeba": celeba}
-_LOADERS = {"digits": build_digits, "folder": load_folder}
+BENCHMARKS = {"waterbirds": waterbirds, "celeba": celeba, "spawrious": spawrious, "urbancars": urbancars}
+_LOADERS = {"digits": build_digits, "dominoes": build_dominoes, "folder": load_folder}
 _LOADERS |= {name: module.load for name, module in BENCHMARKS.items()}
 
 
@@ -30,9 +31,10 @@ def load(name: str, **options: Any) -> DatasetDict:
     string), and one `ClassLabel` for each spurious attribute.
 
     Args:
-        name: ``digits``, ``folder``, or one of `BENCHMARKS`.
-        options: what :func:`~ule_hf.data.digits.build_digits`, :func:`~ule_hf.data.folder.load_folder` or the
-            benchmark's ``load`` takes, such as ``data_dir`` and ``variant``.
+        name: ``digits``, ``dominoes``, ``folder``, or one of `BENCHMARKS`.
+        options: what :func:`~ule_hf.data.digits.build_digits`, :func:`~ule_hf.data.dominoes.build_dominoes`,
+            :func:`~ule_hf.data.folder.load_folder` or the benchmark's ``load`` takes, such as ``data_dir`` and
+            ``variant``.
 
     Raises:
         UleError: an unknown name, or what the dataset's own function refuses.
