@@ -19,11 +19,26 @@ from ule_hf.errors import UleError
 class DataArguments:
     """Which images, and how they are read."""
 
-    dataset: str = field(default="digits", metadata={"help": "digits, or folder with --data_dir."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder with your images and their metadata."})
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "digits, folder with --data_dir, or waterbirds, celeba, spawrious, urbancars."},
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder: your images and their metadata. Benchmarks: raw folder, archive, Parquet, or Hub id."
+        },
+    )
+    variant: str | None = field(
+        default=None, metadata={"help": "Benchmarks: your name for a copy that is not the published one."}
+    )
+    target: str = field(default="Blond_Hair", metadata={"help": "celeba: attribute to tell."})
+    attribute: str = field(default="Male", metadata={"help": "celeba: spurious attribute."})
+    combination: str = field(default="o2o_hard", metadata={"help": "spawrious: o2o or m2m, _easy, _medium or _hard."})
     shortcut: Literal["patch", "half"] = field(default="patch", metadata={"help": "digits: kind of shortcut."})
     correlation: float = field(
-        default=0.95, metadata={"help": "digits: share of training images whose shortcut agrees with the label."}
+        default=0.95,
+        metadata={"help": "digits, urbancars: share of training images whose shortcut agrees with the label."},
     )
     image_column: str | None = field(default=None, metadata={"help": "folder: column with the file names."})
     label_column: str = field(default="label", metadata={"help": "folder: column with the labels."})
@@ -32,8 +47,15 @@ class DataArguments:
         default_factory=list, metadata={"help": "folder: columns with spurious attributes; groups are label x these."}
     )
     skip_bad_images: bool = field(default=False, metadata={"help": "Leave out unreadable images, with a count."})
-    augmentation: Literal["none", "flip", "crop"] | None = field(
-        default=None, metadata={"help": "Training images: as they are, mirrored, or cropped and mirrored."}
+    augmentation: Literal["none", "flip", "crop", "published"] | None = field(
+        default=None,
+        metadata={
+            "help": "Training images: as they are, mirrored, cropped and mirrored, or, of a benchmark, training and "
+            "evaluation as published."
+        },
+    )
+    cache_resized: int | None = field(
+        default=None, metadata={"help": "Decode images once and keep them with so many pixels on the shorter side."}
     )
     dataset_id: str | None = field(default=None, metadata={"help": "Model card: Hub id of the data."})
     data_license: str | None = field(default=None, metadata={"help": "Model card: terms under which the data is used."})

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
 from transformers import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -19,8 +19,10 @@ from ule_hf.attribution import check_grid
 from ule_hf.backbones import load_backbone
 from ule_hf.card import RESULTS_FILE, CardFacts
 from ule_hf.config import ULEConfig
-from ule_hf.data import load
-from ule_hf.data.transforms import EvalTransform, TrainTransform, pixel_format
+from ule_hf.data import BENCHMARKS, load
+from ule_hf.data.preprocessing import cache_resized, transforms_of
+from ule_hf.data.transforms import pixel_format
+from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
 from ule_hf.metrics import SUMMARY
 from ule_hf.pair import StudentTeacher
@@ -41,15 +43,18 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
     augmentation = data_args.augmentation or ("none" if data_args.dataset == "digits" else "crop")
     if command and args.hub_token:
         command = command.replace(args.hub_token, "<HUB_TOKEN>")  # results and card are published
+    data = load_data(data_args, args.seed)
+    name = Path(data_args.data_dir or "").name if data_args.dataset == "folder" else data_args.dataset
+    licences = {"digits": DIGITS_LICENSE} | {name: module.CARD.licence for name, module in BENCHMARKS.items()}
     card = CardFacts(
         license=model_args.license,
-        dataset=Path(data_args.data_dir or "").name if data_args.dataset == "folder" else data_args.dataset,
+        dataset=label_of(data) or name,
         dataset_id=data_args.dataset_id,
-        data_license=data_args.data_license or (DIGITS_LICENSE if data_args.dataset == "digits" else None),
+        data_license=data_args.data_license or licences.get(data_args.dataset),
         data_note=_data_note(data_args),
         command=command,
     )
-    return fit(load_data(data_args, args.seed), augmentation, model_args, args, command, card)
+    return fit(data, augmentation, model_args, args, command, card)
 
 
 def fit(
@@ -79,11 +84,11 @@ def fit(
     """
     checkpoint = _checkpoint_to_resume(args)
     pair, processor = build_pair(model_args, data["train"].features["label"].names, args)
-    eval_transform = EvalTransform(processor)
+    train_transform, eval_transform = transforms_of(data["train"], processor, augmentation, args.seed)
     trainer = ULETrainer(
         model=pair,
         args=args,
-        train_dataset=data["train"].with_transform(TrainTransform(processor, augmentation, args.seed)),
+        train_dataset=data["train"].with_transform(train_transform),
         eval_dataset=data["validation"].with_transform(eval_transform),
         processing_class=processor,
         card=card,
@@ -100,7 +105,7 @@ def fit(
         **_figures(trainer.evaluate(test, metric_key_prefix="test"), data["test"]),
         "last_epoch": _figures(_evaluate_last_epoch(trainer, test), data["test"]),
         "train_group_sizes": dict(zip(data["train"].features["group"].names, trainer.train_group_sizes, strict=True)),
-        "run": _record(augmentation, model_args, args, trainer, command),
+        "run": {"dataset": label_of(data), **_record(augmentation, model_args, args, trainer, command)},
     }
     trainer.results = results
     trainer.save_model(_internal_call=True)
@@ -154,9 +159,21 @@ def format_table(results: Results) -> str:
 
 
 def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
-    """The dataset that ``data_args`` names, see :func:`ule_hf.data.load`."""
+    """The dataset that ``data_args`` names, see :func:`ule_hf.data.load`, with no other images than the model's."""
+    data = _load_named(data_args, seed)
+    others = [column for column, feature in data["train"].features.items() if isinstance(feature, Image)]
+    data = data.remove_columns([column for column in others if column != "image"])  # masks, decoded in vain
+    return cache_resized(data, data_args.cache_resized) if data_args.cache_resized is not None else data
+
+
+def _load_named(data_args: DataArguments, seed: int) -> DatasetDict:
     if data_args.dataset == "digits":
         return load("digits", kind=data_args.shortcut, correlation=data_args.correlation, seed=seed)
+    if data_args.dataset in BENCHMARKS:
+        options = {option: getattr(data_args, option) for option in BENCHMARKS[data_args.dataset].OPTIONS}
+        if data_args.skip_bad_images:
+            options["skip_bad_images"] = True
+        return load(data_args.dataset, data_dir=data_args.data_dir, variant=data_args.variant, **options)
     return load(
         data_args.dataset,
         data_dir=data_args.data_dir,
