@@ -19,6 +19,10 @@ from ule_hf.pair import StudentTeacher
 from ule_hf.trainer import ULETrainer
 
 LABELS = ["cat", "dog"]
+# its name from transformers 5.23 on, and before
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in ULEConfig.__dataclass_fields__
+)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -321,7 +325,7 @@ def test_the_configuration_is_saved_without_secrets(tmp_path):
         ({"fp16": True}, "fp16 cannot be used with ULE"),
         ({"torch_compile": True}, "torch_compile cannot be used"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor cannot be used"),
-        ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant cannot be used"),
+        ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "use_reentrant cannot be used"),
         ({"unlearning_weight": -1.0}, "must not be negative"),
         ({"grid": "4by4"}, "grid '4by4' is not understood"),
         ({"preset": "papr"}, "preset 'papr' is not known"),
@@ -375,10 +379,9 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
 
 def test_checkpointing_with_batch_norm_is_refused_and_works_without(tmp_path):
     with pytest.raises(UleError, match="BatchNorm"):
-        make_trainer(tmp_path / "resnet", activation_checkpointing=True).train()
+        make_trainer(tmp_path / "resnet", **{CHECKPOINTING: True}).train()
     plain, checkpointed = (
-        make_trainer(tmp_path / str(on), model="test_vit", optim="sgd", activation_checkpointing=on)
-        for on in (False, True)
+        make_trainer(tmp_path / str(on), model="test_vit", optim="sgd", **{CHECKPOINTING: on}) for on in (False, True)
     )
     for trainer in (plain, checkpointed):
         trainer.train()

@@ -133,7 +133,9 @@ class ULEConfig(TrainingArguments):
         )
 
     def _refuse_what_cannot_work(self) -> None:
-        checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
+        checkpointing_kwargs = (
+            self.gradient_checkpointing_kwargs or {}
+        )  # newer: activation_checkpointing_kwargs, kept equal
         refused = {
             "fp16": (self.fp16, "input gradients underflow in float16; use --bf16"),
             "torch_compile": (self.torch_compile, "compiled models have no second derivative; leave it out"),

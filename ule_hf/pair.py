@@ -143,18 +143,30 @@ class StudentTeacher(nn.Module):
         Raises:
             UleError: a model with BatchNorm, whose statistics every recomputation would update again.
         """
+        kwargs = self._before_recomputing(activation_checkpointing_kwargs)
+        for model in (self.student, self.teacher):
+            model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs=kwargs, every_n_layers=every_n_layers, offload=offload
+            )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """The same, as transformers calls it before 5.23."""
+        kwargs = self._before_recomputing(gradient_checkpointing_kwargs)
+        for model in (self.student, self.teacher):
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=kwargs, every_n_layers=every_n_layers, offload=offload
+            )
+
+    def _before_recomputing(self, kwargs: dict | None) -> dict:
         if any(isinstance(m, _NormBase) and m.track_running_stats for m in self.modules()):
             raise UleError(
                 "activation_checkpointing would update BatchNorm's statistics three times a step; "
                 "leave it out, or use a model without BatchNorm"
             )
         self._recomputes_activations = True
-        for model in (self.student, self.teacher):
-            model.activation_checkpointing_enable(
-                activation_checkpointing_kwargs={**(activation_checkpointing_kwargs or {}), "use_reentrant": False},
-                every_n_layers=every_n_layers,
-                offload=offload,
-            )
+        return {**(kwargs or {}), "use_reentrant": False}
 
     def _student_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.variant.student_loss == "cross_entropy":

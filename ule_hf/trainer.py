@@ -168,7 +168,7 @@ class ULETrainer(PublishingTrainer):
             cost = measure_step_cost(self.model, prepared["pixel_values"], prepared["labels"], self.args)
             self.log(cost)
         # checkpointed activations are recomputed in the backward pass, outside the pair's own context
-        recomputing = self.args.activation_checkpointing
+        recomputing = self.args.gradient_checkpointing  # newer: activation_checkpointing, kept equal
         try:
             with twice_differentiable_attention() if recomputing else nullcontext():
                 return super().training_step(model, inputs, num_items_in_batch)
