@@ -187,6 +187,9 @@ def _load_named(data_args: DataArguments, seed: int) -> DatasetDict:
 
 
 def _data_note(data_args: DataArguments) -> str | None:
+    if data_args.dataset in BENCHMARKS and not data_args.data_note:
+        card = BENCHMARKS[data_args.dataset].CARD
+        return "\n".join([f"{card.construction} Source: {card.source}.", "", *(f"* {trap}" for trap in card.traps)])
     if data_args.data_note or data_args.dataset != "digits":
         return data_args.data_note
     picture = {
