@@ -15,29 +15,6 @@ from ule_hf.errors import UleError
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def write_tree(root, size):
-    """All folders of the archive with ``size`` pictures each, numbered as there: 1 .. size, without leading zeros."""
-    rng = np.random.default_rng(0)
-    for half in "01":
-        for location in LOCATIONS:
-            for breed in LABELS:
-                folder = root / half / location / breed
-                folder.mkdir(parents=True)
-                for i in range(1, size + 1):
-                    pixels = rng.integers(0, 255, (2, 2, 3), dtype=np.uint8)
-                    PIL.Image.fromarray(pixels).save(folder / f"{location}_{breed}_{i}.png")
-    return root
-
-
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """A tree with 20 images in each folder, and a benchmark that is composed of so many."""
-    monkeypatch.setattr(spawrious, "FOLDER_SIZE", 20)
-    monkeypatch.setattr(spawrious, "_SPURIOUS", (19, 15))
-    monkeypatch.setattr(spawrious, "PUBLISHED", {name: spawrious._published(name) for name in COMBINATIONS})
-    return write_tree(tmp_path / "spawrious224", 20)
-
-
 def sizes(counts, split):
     return sorted(size for size in counts[split].values() if size)
 
@@ -77,8 +54,8 @@ def test_places_of_o2o_hard_and_m2m_hard():
 
 
 @pytest.mark.parametrize("combination", ["o2o_medium", "m2m_easy"])
-def test_loads_what_is_published(small, combination):
-    data = spawrious.load(small, combination)
+def test_loads_what_is_published(small_spawrious, combination):
+    data = spawrious.load(small_spawrious, combination)
     assert label_of(data) == f"spawrious {combination}"
     for split in data.values():
         for row in split.select(range(0, len(split), 7)):
@@ -86,14 +63,14 @@ def test_loads_what_is_published(small, combination):
             assert (LABELS[row["label"]], LOCATIONS[row["location"]]) == (breed, location)
             assert row["group"] == row["label"] * 6 + row["location"]
             assert name.startswith(f"{location}_{breed}_")
-            on_disk = np.asarray(PIL.Image.open(small / row["image_id"]))
+            on_disk = np.asarray(PIL.Image.open(small_spawrious / row["image_id"]))
             assert (np.asarray(row["image"]) == on_disk).all()
     assert set(data["test"].unique("environment")) == {2}
     assert set(data["train"].unique("environment")) == set(data["validation"].unique("environment")) == {0, 1}
 
 
-def test_a_part_of_a_folder_is_the_first_in_the_order_of_names(small):
-    data = spawrious.load(small, "o2o_medium")
+def test_a_part_of_a_folder_is_the_first_in_the_order_of_names(small_spawrious):
+    data = spawrious.load(small_spawrious, "o2o_medium")
     filler = [i for split in ("train", "validation") for i in data[split]["image_id"] if "0/desert/corgi" in i]
     assert filler == ["0/desert/corgi/desert_corgi_1.png"]
     own = {i for split in ("train", "validation") for i in data[split]["image_id"] if "1/jungle/corgi" in i}
@@ -101,70 +78,72 @@ def test_a_part_of_a_folder_is_the_first_in_the_order_of_names(small):
     assert own == {f"1/jungle/corgi/{name}" for name in names}
 
 
-def test_validation_is_a_seeded_fifth(small):
-    first, again, other = (spawrious.load(small, "m2m_hard", seed=seed) for seed in (0, 0, 1))
+def test_validation_is_a_seeded_fifth(small_spawrious):
+    first, again, other = (spawrious.load(small_spawrious, "m2m_hard", seed=seed) for seed in (0, 0, 1))
     assert first["validation"]["image_id"][:] == again["validation"]["image_id"][:]
     assert first["validation"]["image_id"][:] != other["validation"]["image_id"][:]
     assert count_groups(first) == count_groups(other)
     assert len(first["validation"]) == 32 and len(first["train"]) == 128
 
 
-def test_another_copy_is_refused_or_named(small):
-    (small / "0" / "dirt" / "bulldog" / "dirt_bulldog_3.png").unlink()
+def test_another_copy_is_refused_or_named(small_spawrious):
+    (small_spawrious / "0" / "dirt" / "bulldog" / "dirt_bulldog_3.png").unlink()
     with pytest.raises(UleError, match=r"not the published spawrious.*0/dirt/bulldog \(19\).*--variant"):
-        spawrious.load(small, "m2m_hard")
-    data = spawrious.load(small, "m2m_hard", variant="mine")
+        spawrious.load(small_spawrious, "m2m_hard")
+    data = spawrious.load(small_spawrious, "m2m_hard", variant="mine")
     assert "variant mine" in label_of(data)
     assert len(data["train"]) + len(data["validation"]) == 159
 
 
-def test_an_added_picture_is_noticed_though_the_cache_knew_the_folder(small):
-    spawrious.load(small, "m2m_easy", variant="mine")
-    PIL.Image.new("RGB", (2, 2)).save(small / "0" / "dirt" / "bulldog" / "extra.png")
-    assert len(spawrious.load(small, "m2m_easy", variant="mine")["test"]) == 161
+def test_an_added_picture_is_noticed_though_the_cache_knew_the_folder(small_spawrious):
+    spawrious.load(small_spawrious, "m2m_easy", variant="mine")
+    PIL.Image.new("RGB", (2, 2)).save(small_spawrious / "0" / "dirt" / "bulldog" / "extra.png")
+    assert len(spawrious.load(small_spawrious, "m2m_easy", variant="mine")["test"]) == 161
 
 
-def test_a_corrupt_picture(small):
-    corrupt = small / "1" / "beach" / "labrador" / "beach_labrador_4.png"
+def test_a_corrupt_picture(small_spawrious):
+    corrupt = small_spawrious / "1" / "beach" / "labrador" / "beach_labrador_4.png"
     corrupt.write_bytes(corrupt.read_bytes()[:50])
     with pytest.raises(UleError, match=r"unreadable image.*beach_labrador_4.*--skip_bad_images"):
-        spawrious.load(small, "o2o_medium")
-    data = spawrious.load(small, "o2o_medium", skip_bad_images=True)
+        spawrious.load(small_spawrious, "o2o_medium")
+    data = spawrious.load(small_spawrious, "o2o_medium", skip_bad_images=True)
     assert label_of(data) == "spawrious o2o_medium, variant without 1 unreadable images (not the published benchmark)"
     assert len(data["test"]) == 159
     # no other combination needs that file
-    assert label_of(spawrious.load(small, "m2m_easy", skip_bad_images=True)) == "spawrious m2m_easy"
+    assert label_of(spawrious.load(small_spawrious, "m2m_easy", skip_bad_images=True)) == "spawrious m2m_easy"
 
 
-def test_skipping_unreadable_pictures_does_not_let_a_short_copy_pass(small):
-    (small / "0" / "dirt" / "bulldog" / "dirt_bulldog_3.png").unlink()
+def test_skipping_unreadable_pictures_does_not_let_a_short_copy_pass(small_spawrious):
+    (small_spawrious / "0" / "dirt" / "bulldog" / "dirt_bulldog_3.png").unlink()
     with pytest.raises(UleError, match="not the published"):
-        spawrious.load(small, "m2m_hard", skip_bad_images=True)
+        spawrious.load(small_spawrious, "m2m_hard", skip_bad_images=True)
 
 
-def test_archive_and_folder_around_it(small, tmp_path):
+def test_archive_and_folder_around_it(small_spawrious, tmp_path):
     with tarfile.open(tmp_path / "spawrious224.tar.gz", "w:gz", compresslevel=1) as archive:
-        archive.add(small, "spawrious224")
-    from_folder = spawrious.load(small.parent, "m2m_hard")
+        archive.add(small_spawrious, "spawrious224")
+    from_folder = spawrious.load(small_spawrious.parent, "m2m_hard")
     from_archive = spawrious.load(tmp_path / "spawrious224.tar.gz", "m2m_hard")
     assert from_archive["train"]["image_id"][:] == from_folder["train"]["image_id"][:]
 
 
-def test_folders_that_are_not_there(small, tmp_path):
+def test_folders_that_are_not_there(small_spawrious, tmp_path):
     with pytest.raises(UleError, match="no spawrious224/0"):
         spawrious.load(tmp_path / "spawrious224" / "0", "m2m_hard")
-    os.rename(small / "0" / "snow", small / "0" / "ice")
+    os.rename(small_spawrious / "0" / "snow", small_spawrious / "0" / "ice")
     with pytest.raises(UleError, match="no folder 0/snow/bulldog"):
-        spawrious.load(small, "m2m_hard")
+        spawrious.load(small_spawrious, "m2m_hard")
 
 
-def test_a_link_out_of_the_folder_is_refused(small, tmp_path):
-    (tmp_path / "elsewhere.png").write_bytes((small / "0" / "dirt" / "corgi" / "dirt_corgi_1.png").read_bytes())
-    link = small / "0" / "dirt" / "corgi" / "dirt_corgi_1.png"
+def test_a_link_out_of_the_folder_is_refused(small_spawrious, tmp_path):
+    (tmp_path / "elsewhere.png").write_bytes(
+        (small_spawrious / "0" / "dirt" / "corgi" / "dirt_corgi_1.png").read_bytes()
+    )
+    link = small_spawrious / "0" / "dirt" / "corgi" / "dirt_corgi_1.png"
     link.unlink()
     link.symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(UleError, match="link out of"):
-        spawrious.load(small, "m2m_hard")
+        spawrious.load(small_spawrious, "m2m_hard")
 
 
 @pytest.mark.slow

@@ -73,10 +73,6 @@ def test_loads_both_correlations(small, correlation):
             assert name.endswith(".jpg")
 
 
-def test_masks_are_left_out_where_nobody_looks_at_them(small):
-    assert not {"mask", "co_occur_obj_mask"} & set(urbancars.load(small, masks=False)["train"].column_names)
-
-
 def test_what_was_written_as_parquet_loads_with_masks_and_groups(small, tmp_path):
     data = urbancars.load(small)
     write_folder(data, tmp_path / "parquet", CARD)

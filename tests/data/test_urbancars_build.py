@@ -12,14 +12,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-from transformers import (
-    DetrConfig,
-    MaskFormerConfig,
-    MaskFormerForInstanceSegmentation,
-    MaskFormerImageProcessor,
-    ResNetConfig,
-)
 
 from tests.data.urbancars_sources import (
     OBJECTS,
@@ -267,26 +259,6 @@ def test_bad_sources(sources, tmp_path, damage, message):
     with pytest.raises(UleError, match=message):
         build_urbancars(sources, tmp_path / "built")
     assert not (tmp_path / "built").exists()
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    """A tiny MaskFormer whose weights are random, and whose classes are not: every segment is a car."""
-    torch.manual_seed(0)
-    detr = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5}
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
-    config = MaskFormerConfig(
-        backbone_config=ResNetConfig(**sizes, out_features=["stage1", "stage2", "stage3", "stage4"]),
-        decoder_config=DetrConfig(**detr, **heads),
-        fpn_feature_size=32,
-        mask_feature_size=32,
-        id2label={0: "person", 1: "car", 2: "truck"},
-    )
-    model = MaskFormerForInstanceSegmentation(config)
-    model.class_predictor.bias.data[1] = 20.0
-    processor = MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}, size_divisor=32)
-    return CarSegmenter(model, processor)
 
 
 def test_segmenter_gives_a_mask_in_the_size_of_the_picture(segmenter):

@@ -32,6 +32,8 @@ def verify_main(benchmarks: dict[str, ModuleType], argv: list[str]) -> int:
         else:
             data = module.load(args.data_dir, **options)
             verify_images(label_of(data), data, module.IMAGE_SIZE)
+            if "variant" in label_of(data):  # such as one that --skip_bad_images made
+                raise UleError(f"this is {label_of(data)}")
             counts, checked = count_groups(data), "counts, names and all images"
     except UleError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,7 +46,8 @@ def build_main(module: ModuleType, description: str, argv: list[str] | None = No
     """Builds a benchmark, verifies it, writes it as Parquet with a card, and publishes it where that is asked for.
 
     A program is no more than ``sys.exit(build_main(waterbirds, __doc__))``. Of the module are used ``load(data_dir,
-    variant=None, **options)``, ``OPTIONS`` (name of an option -> its default, a string), ``IMAGE_SIZE`` and ``CARD``.
+    variant=None, **options)``, ``OPTIONS`` (name of an option -> its default, a string or False), ``IMAGE_SIZE`` and
+    ``CARD``.
 
     Returns:
         The exit status: 0, or 2 with one message on standard error.
@@ -75,7 +78,10 @@ def build_main(module: ModuleType, description: str, argv: list[str] | None = No
 
 def _add_options(parser: argparse.ArgumentParser, module: ModuleType) -> None:
     for option, default in module.OPTIONS.items():
-        parser.add_argument(f"--{option}", default=default, help=f"By default {default}.")
+        if default is False:
+            parser.add_argument(f"--{option}", action="store_true")
+        else:
+            parser.add_argument(f"--{option}", default=default, help=f"By default {default}.")
 
 
 def _table(counts: Counts) -> str:

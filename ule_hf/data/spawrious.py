@@ -39,7 +39,7 @@ GROUPS = tuple(group_names(LABELS, {"location": LOCATIONS}))
 #: Width and height in pixels that every image has.
 IMAGE_SIZE = (224, 224)
 #: Options of :func:`load` that say which benchmark it is, and their defaults.
-OPTIONS = {"combination": "o2o_hard"}
+OPTIONS = {"combination": "o2o_hard", "skip_bad_images": False}
 #: Images in each folder `{0,1}/{location}/{breed}`.
 FOLDER_SIZE = 3168
 #: Share of each training environment that is validation, as in DomainBed, whose protocol the paper follows.

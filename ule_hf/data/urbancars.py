@@ -106,7 +106,6 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     correlation: str | float = "0.95",
     *,
-    masks: bool = True,
     variant: str | None = None,
 ) -> DatasetDict:
     """UrbanCars, verified.
@@ -115,14 +114,14 @@ def load(
         data_dir: the folder with `bg-0.95_co_occur_obj-0.95/` and `bg-0.5_co_occur_obj-0.5/` (or the one around it), an
             archive of it, a folder of Parquet files, or a Hub repository. There is no official source of images.
         correlation: of both shortcuts in training, 0.95 or 0.5; validation and test are always of 0.5.
-        masks: keep the columns of masks, which training would decode in vain.
         variant: the name of data that are not the published ones.
 
     Returns:
         ``train``, ``validation`` and ``test`` with the columns ``image``, ``label``, ``bg``, ``co_occur_obj``,
         ``group`` (of all three, eight), ``bg_group`` and ``co_occur_obj_group`` (of the label and one shortcut, four
         each), ``image_id`` (the path in the folder), and the masks of the car and of the object, ``mask`` and
-        ``co_occur_obj_mask`` (None where there is no file).
+        ``co_occur_obj_mask`` (None where there is no file). Remove these before a transform that does not need them:
+        it would decode them.
 
     Raises:
         UleError: nothing there, another correlation, a wrong copy, or a bad file.
@@ -137,8 +136,6 @@ def load(
         return build(UrbanCars, root, correlation=correlation, listing=digest)
 
     data = open_data("urbancars", data_dir, (), build_tree, _conform, LICENCE)
-    if not masks:
-        data = data.remove_columns([column for column in MASKS if column in data["train"].column_names])
     return verify(f"urbancars {correlation}", data, PUBLISHED[correlation], variant)
 
 

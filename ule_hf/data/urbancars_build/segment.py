@@ -47,9 +47,17 @@ class CarSegmenter:
 
     @classmethod
     def from_pretrained(cls, name: str = CHECKPOINT, device: str = "cpu") -> CarSegmenter:
-        """Of the Hub, or of a folder that `save_pretrained` wrote."""
-        model = MaskFormerForInstanceSegmentation.from_pretrained(name)
-        return cls(model.to(device), AutoImageProcessor.from_pretrained(name))
+        """Of the Hub, or of a folder that `save_pretrained` wrote.
+
+        Raises:
+            UleError: there is no such model, or the Hub cannot be reached.
+        """
+        try:
+            model = MaskFormerForInstanceSegmentation.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name)
+        except OSError as error:
+            raise UleError(f"the segmenter {name} cannot be had: {str(error).splitlines()[0]}") from error
+        return cls(model.to(device), processor)
 
     @torch.no_grad()
     def __call__(self, image: PIL.Image.Image, box: Box) -> np.ndarray | None:
