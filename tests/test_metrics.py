@@ -7,35 +7,30 @@ import numpy as np
 import pytest
 
 import ule_hf
+from ule_hf.data import urbancars
 from ule_hf.errors import UleError
 from ule_hf.metrics import average_ood_accuracy, classification_metrics, shortcut_gaps
 
-
-def samples_of(cells):
-    """``{(label, bg, co): (right, wrong)}`` to predictions, labels, backgrounds and co-occurring objects."""
-    rows = []
-    for (label, bg, co), (right, wrong) in cells.items():
-        rows += [(label, label, bg, co)] * right + [(1 - label, label, bg, co)] * wrong
-    return np.array(rows).T
-
-
-CELLS = {  # accuracies by hand, urban then country: both 1, .8; bg only .5, .7; object only .6, .4; neither .2, 0
-    (0, 0, 0): (10, 0),
-    (1, 1, 1): (8, 2),
-    (0, 0, 1): (5, 5),
-    (1, 1, 0): (7, 3),
-    (0, 1, 0): (3, 2),  # another size: classes count alike, not samples
-    (1, 0, 1): (4, 6),
-    (0, 1, 1): (2, 8),
-    (1, 0, 0): (0, 10),
+#: By hand, urban then country: both shortcuts 1 and .8; background only .5, .7; object only .6, .4; neither .2 and 0.
+BY_GROUP = {
+    ("urban", "urban", "urban"): 1.0,
+    ("urban", "urban", "country"): 0.5,
+    ("urban", "country", "urban"): 0.6,
+    ("urban", "country", "country"): 0.2,
+    ("country", "urban", "urban"): 0.0,
+    ("country", "urban", "country"): 0.4,
+    ("country", "country", "urban"): 0.7,
+    ("country", "country", "country"): 0.8,
 }
 
 
 def test_urbancars_gaps_worked_out_by_hand():
-    # cells: both .9, bg only .6, object only .5, neither .1
+    assert [", ".join(group) for group in BY_GROUP] == [
+        group.replace("bg=", "").replace("co_occur_obj=", "") for group in urbancars.GROUPS
+    ]
+    # cells: both .9, background only .6, object only .5, neither .1
     id_accuracy = 0.9 * 0.9025 + 0.6 * 0.0475 + 0.5 * 0.0475 + 0.1 * 0.0025
-    gaps = shortcut_gaps(*samples_of(CELLS))
-    assert gaps == pytest.approx(
+    assert shortcut_gaps(list(BY_GROUP.values())) == pytest.approx(
         {
             "id_accuracy": id_accuracy,
             "bg_gap": 0.5 - id_accuracy,
@@ -43,11 +38,11 @@ def test_urbancars_gaps_worked_out_by_hand():
             "bg_co_occur_obj_gap": 0.1 - id_accuracy,
         }
     )
-    assert shortcut_gaps(*samples_of(CELLS), correlation=0.5)["id_accuracy"] == pytest.approx(0.525)
+    assert shortcut_gaps(list(BY_GROUP.values()), correlation=0.5)["id_accuracy"] == pytest.approx(0.525)
 
 
-def test_an_empty_cell_of_one_class_is_not_passed_over():
-    gaps = shortcut_gaps(*samples_of({cell: counts for cell, counts in CELLS.items() if cell != (1, 0, 0)}))
+def test_an_empty_group_is_not_passed_over():
+    gaps = shortcut_gaps([1, 1, 1, np.nan, 1, 1, 1, 1])
     assert np.isnan(gaps["bg_co_occur_obj_gap"])
 
 

@@ -6,7 +6,6 @@ group nor enters an average.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -129,41 +128,30 @@ def average_ood_accuracy(predictions: ArrayLike, labels: ArrayLike, environments
     return float(np.mean([correct[environments == name].mean() for name in np.unique(environments)]))
 
 
-def shortcut_gaps(
-    predictions: ArrayLike, labels: ArrayLike, bg: ArrayLike, co_occur_obj: ArrayLike, correlation: float = 0.95
-) -> dict[str, float]:
+def shortcut_gaps(by_group: ArrayLike, correlation: float = 0.95) -> dict[str, float]:
     """UrbanCars' figures (Li et al., *A Whac-A-Mole Dilemma*, CVPR 2023): what each shortcut's absence costs.
 
-    A shortcut is present where its id equals the label's. Accuracy in each of the four cells (background present or
-    absent × co-occurring object present or absent) is averaged over the classes. In-distribution accuracy weights the
-    cells as training does, ``correlation`` for a shortcut that is present and ``1 − correlation`` for one that is
-    absent; each gap is a cell's accuracy minus the in-distribution accuracy, negative where the absence harms.
+    A shortcut is present where it agrees with the label. Accuracy in each of the four cells (background present or
+    absent × co-occurring object present or absent) is averaged over the two classes. In-distribution accuracy weights
+    the cells as training does, by ``correlation`` for a shortcut that is present and ``1 − correlation`` for one that
+    is absent; each gap is a cell's accuracy minus that, negative where the absence harms.
 
     Args:
-        predictions, labels, bg, co_occur_obj: ``[N]`` ids, in which the urban class, the urban backgrounds and the
-            urban objects have one id, and so have those of the country.
+        by_group: accuracy of each of the eight groups, in the order 4 · label + 2 · background + object.
         correlation: of each shortcut with the label in training.
 
     Returns:
-        ``id_accuracy``, ``bg_gap``, ``co_occur_obj_gap``, ``bg_co_occur_obj_gap``; NaN where a class has no sample in
-        a cell that is needed.
+        ``id_accuracy``, ``bg_gap``, ``co_occur_obj_gap``, ``bg_co_occur_obj_gap``; NaN where a group that is needed has
+        no samples.
 
-    >>> gaps = shortcut_gaps([0, 0, 0, 1, 1, 1, 1, 1], [0] * 4 + [1] * 4, [0, 0, 1, 1] * 2, [0, 1] * 4)
+    >>> gaps = shortcut_gaps([1, 1, 1, 0, 1, 1, 1, 1])  # urban cars without any urban shortcut fail
     >>> {name: round(value, 5) for name, value in gaps.items()}
     {'id_accuracy': 0.99875, 'bg_gap': 0.00125, 'co_occur_obj_gap': 0.00125, 'bg_co_occur_obj_gap': -0.49875}
     """
-    labels = np.asarray(labels)
-    correct = np.asarray(predictions) == labels
-    present = {"bg": np.asarray(bg) == labels, "co_occur_obj": np.asarray(co_occur_obj) == labels}
-    accuracy = {}
-    for has_bg, has_object in itertools.product((True, False), repeat=2):
-        cell = (present["bg"] == has_bg) & (present["co_occur_obj"] == has_object)
-        by_class = [correct[cell & (labels == label)] for label in np.unique(labels)]
-        accuracy[has_bg, has_object] = np.mean([hits.mean() if hits.size else np.nan for hits in by_class])
-    weight = {True: correlation, False: 1 - correlation}
-    in_distribution = sum(
-        value * weight[has_bg] * weight[has_object] for (has_bg, has_object), value in accuracy.items()
-    )
-    cells = {"bg_gap": (False, True), "co_occur_obj_gap": (True, False), "bg_co_occur_obj_gap": (False, False)}
-    gaps = {name: float(accuracy[cell] - in_distribution) for name, cell in cells.items()}
-    return {"id_accuracy": float(in_distribution), **gaps}
+    urban, country = np.asarray(by_group, dtype=float).reshape(2, 4)
+    # urban: both, background, object, neither; country: the other way round
+    both, bg_only, object_only, neither = (urban + country[::-1]) / 2
+    present, absent = correlation, 1 - correlation
+    id_accuracy = both * present**2 + (bg_only + object_only) * present * absent + neither * absent**2
+    cells = {"bg_gap": object_only, "co_occur_obj_gap": bg_only, "bg_co_occur_obj_gap": neither}
+    return {"id_accuracy": float(id_accuracy)} | {name: float(cell - id_accuracy) for name, cell in cells.items()}
