@@ -201,6 +201,9 @@ def test_the_console_command(capsys):
     assert cli(["--help"]) == 0
     assert cli(["trian"]) == 2
     assert "no command 'trian'" in capsys.readouterr().err
+    # the recipe that is installed with the package
+    assert cli(["train", "--dataset", "nowhere"]) == 2
+    assert "dataset 'nowhere' is unknown" in one_line(capsys)
 
 
 @pytest.mark.slow

@@ -1,0 +1,3 @@
+"""The recipes; an installed package has them as `ule_hf.recipes`."""
+
+from __future__ import annotations
