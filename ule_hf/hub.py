@@ -6,7 +6,6 @@ folder leaves the machine. Weights that an interrupted push has already sent are
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -50,8 +49,6 @@ from ule_hf.card import (
 )
 from ule_hf.data.transforms import EvalTransform
 from ule_hf.errors import UleError
-
-logger = logging.getLogger(__name__)
 
 STUDENT_FOLDER = "student"
 _MODEL_FILES = (

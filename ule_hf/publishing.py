@@ -206,13 +206,13 @@ class PublishingTrainer(Trainer):
         return commit(self.hub_model_id, paths, message, revision=revision, token=token or self.args.hub_token)
 
     def _copy_to_output_dir(self, checkpoint: Path) -> None:
-        """Makes the files that are pushed those of ``checkpoint``, and takes away what it does not have."""
+        """Makes the files that are pushed those of ``checkpoint``; results of other weights go, pictures stay."""
         output_dir = Path(self.args.output_dir)
-        for name in set(teacher_files(output_dir, with_student=True)) - set(teacher_files(checkpoint, True)):
-            (output_dir / name).unlink()
+        (output_dir / RESULTS_FILE).unlink(missing_ok=True)
         for name in teacher_files(checkpoint, with_student=True):
             (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(checkpoint / name, output_dir / name)
+        write_card(output_dir)
 
 
 def initial_weights(classifier: PreTrainedModel) -> str:

@@ -48,6 +48,15 @@ def test_every_save_is_a_teacher_that_loads(hub, tmp_path):
     assert same_weights("me/teacher", tmp_path) and b"license: mit" in hub.files("me/teacher")["README.md"]
 
 
+def test_a_push_while_training_has_no_results_of_an_earlier_run_but_its_pictures(hub, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "saliency").mkdir()
+    (tmp_path / "saliency" / "epoch 1.png").write_bytes(b"a picture")
+    publishing(tmp_path).train()
+    assert hub.files("me/teacher").keys() == {*EVERY_FILE, "saliency/epoch 1.png"}
+    assert b"saliency/epoch 1.png" in hub.files("me/teacher")["README.md"]
+
+
 @pytest.mark.parametrize(
     ("strategy", "folders"),
     [("end", set()), ("checkpoint", {"last-checkpoint"}), ("all_checkpoints", {"checkpoint-4", "checkpoint-8"})],
