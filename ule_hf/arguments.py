@@ -21,12 +21,13 @@ class DataArguments:
 
     dataset: str = field(
         default="digits",
-        metadata={"help": "digits, folder with --data_dir, or waterbirds, celeba, spawrious, urbancars."},
+        metadata={"help": "digits, folder or dominoes with --data_dir, or waterbirds, celeba, spawrious, urbancars."},
     )
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "folder: your images and their metadata. Benchmarks: raw folder, archive, Parquet, or Hub id."
+            "help": "folder: your images and their metadata. Benchmarks: raw folder, archive, Parquet, or Hub id. "
+            "dominoes: folder with mnist/ and cifar10/."
         },
     )
     variant: str | None = field(
@@ -38,7 +39,9 @@ class DataArguments:
     shortcut: Literal["patch", "half"] = field(default="patch", metadata={"help": "digits: kind of shortcut."})
     correlation: float = field(
         default=0.95,
-        metadata={"help": "digits, urbancars: share of training images whose shortcut agrees with the label."},
+        metadata={
+            "help": "digits, dominoes, urbancars: share of training images whose shortcut agrees with the label."
+        },
     )
     image_column: str | None = field(default=None, metadata={"help": "folder: column with the file names."})
     label_column: str = field(default="label", metadata={"help": "folder: column with the labels."})

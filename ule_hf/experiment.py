@@ -24,7 +24,7 @@ from ule_hf.data.preprocessing import cache_resized, transforms_of
 from ule_hf.data.transforms import pixel_format
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
-from ule_hf.metrics import SUMMARY
+from ule_hf.metrics import BENCHMARK_SUMMARY, SUMMARY, benchmark_metrics
 from ule_hf.pair import StudentTeacher
 from ule_hf.progress import EpochLines
 from ule_hf.seeds import named_seed
@@ -39,8 +39,8 @@ Results = dict[str, Any]
 def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, command: str | None = None) -> Results:
     """Load the data that ``data_args`` names, then :func:`fit`."""
     _checkpoint_to_resume(args)  # refuse before anything is loaded
-    # a crop could cut off the corner that holds the digits' shortcut
-    augmentation = data_args.augmentation or ("none" if data_args.dataset == "digits" else "crop")
+    # a crop could cut off what holds the shortcut
+    augmentation = data_args.augmentation or ("none" if data_args.dataset in ("digits", "dominoes") else "crop")
     if command and args.hub_token:
         command = command.replace(args.hub_token, "<HUB_TOKEN>")  # results and card are published
     data = load_data(data_args, args.seed)
@@ -75,9 +75,9 @@ def fit(
 
     Returns:
         What is written to ``<output_dir>/results.json``: for ``teacher`` and ``student`` each ``test_accuracy``,
-        ``test_worst_group_accuracy``, ``test_train_weighted_accuracy``, ``test_worst_class_accuracy`` and ``groups``
-        (name -> accuracy and size); the same under ``last_epoch``, whichever epoch was selected; and under ``run`` what
-        it takes to do it again.
+        ``test_worst_group_accuracy``, ``test_train_weighted_accuracy``, ``test_worst_class_accuracy``, the benchmark's
+        own figures (:func:`ule_hf.metrics.benchmark_metrics`) and ``groups`` (name -> accuracy and size); the same
+        under ``last_epoch``, whichever epoch was selected; and under ``run`` what it takes to do it again.
 
     Raises:
         UleError: any bad input; nothing has been written then, except by training itself.
@@ -147,7 +147,8 @@ def build_pair(model_args: ModelArguments, label_names: list[str], args: ULEConf
 def format_table(results: Results) -> str:
     """Student beside teacher: average, train-weighted average, worst class, worst group, each group with its size."""
     student, teacher = results["student"], results["teacher"]
-    rows = [(name, "", student[f"test_{key}"], teacher[f"test_{key}"]) for key, name in SUMMARY.items()]
+    shown = {f"test_{key}": name for key, name in (SUMMARY | BENCHMARK_SUMMARY).items()}
+    rows = [(name, "", student[key], teacher[key]) for key, name in shown.items() if key in teacher]
     rows += [
         (f"  {name}", str(group["size"]), student["groups"][name]["accuracy"], group["accuracy"])
         for name, group in teacher["groups"].items()
@@ -169,6 +170,8 @@ def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
 def _load_named(data_args: DataArguments, seed: int) -> DatasetDict:
     if data_args.dataset == "digits":
         return load("digits", kind=data_args.shortcut, correlation=data_args.correlation, seed=seed)
+    if data_args.dataset == "dominoes":
+        return load("dominoes", data_dir=data_args.data_dir, correlation=data_args.correlation, seed=seed)
     if data_args.dataset in BENCHMARKS:
         options = {option: getattr(data_args, option) for option in BENCHMARKS[data_args.dataset].OPTIONS}
         if data_args.skip_bad_images:
@@ -257,6 +260,9 @@ def _figures(metrics: dict[str, float], test: Dataset) -> Results:
             for g, name in enumerate(names)
             if f"{prefix}group_{g}_accuracy" in metrics
         }
+        by_group = [metrics.get(f"{prefix}group_{g}_accuracy", float("nan")) for g in range(len(names))]
+        own = benchmark_metrics(test.info.dataset_name, metrics[f"{prefix}accuracy"], by_group)
+        figures[model] |= {f"test_{key}": value for key, value in own.items()}
     return figures
 
 

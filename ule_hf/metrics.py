@@ -20,6 +20,14 @@ SUMMARY = {
     "worst_class_accuracy": "worst class",
     "worst_group_accuracy": "worst group",
 }
+#: What a benchmark has beside these, see :func:`benchmark_metrics`.
+BENCHMARK_SUMMARY = {
+    "average_ood_accuracy": "average, out of distribution",
+    "id_accuracy": "I.D. accuracy",
+    "bg_gap": "BG gap",
+    "co_occur_obj_gap": "CoObj gap",
+    "bg_co_occur_obj_gap": "BG+CoObj gap",
+}
 
 
 def group_sizes(groups: ArrayLike, num_groups: int) -> NDArray[np.int64]:
@@ -155,3 +163,20 @@ def shortcut_gaps(by_group: ArrayLike, correlation: float = 0.95) -> dict[str, f
     id_accuracy = both * present**2 + (bg_only + object_only) * present * absent + neither * absent**2
     cells = {"bg_gap": object_only, "co_occur_obj_gap": bg_only, "bg_co_occur_obj_gap": neither}
     return {"id_accuracy": float(id_accuracy)} | {name: float(cell - id_accuracy) for name, cell in cells.items()}
+
+
+def benchmark_metrics(benchmark: str | None, accuracy: float, by_group: ArrayLike) -> dict[str, float]:
+    """What the papers of ``benchmark`` report of its test split beside group accuracies.
+
+    Returns:
+        ``average_ood_accuracy`` for Spawrious, whose test split is one environment; :func:`shortcut_gaps` for
+        UrbanCars; nothing for others.
+
+    >>> benchmark_metrics("spawrious", 0.75, [])
+    {'average_ood_accuracy': 0.75}
+    """
+    if benchmark == "spawrious":
+        return {"average_ood_accuracy": accuracy}
+    if benchmark == "urbancars":
+        return shortcut_gaps(by_group)
+    return {}

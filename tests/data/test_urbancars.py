@@ -10,7 +10,7 @@ from datasets import load_dataset
 
 from ule_hf.data import urbancars
 from ule_hf.data.publish import write_folder
-from ule_hf.data.urbancars import CARD, LABELS, PUBLISHED, folder_of, group_sizes
+from ule_hf.data.urbancars import CARD, FOLDERS, LABELS, PUBLISHED, folder_of, group_sizes
 from ule_hf.data.verify import count_groups, label_of
 from ule_hf.errors import UleError
 
@@ -20,23 +20,28 @@ SIZES = {"train": 80, "validation": 8, "test": 8}
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """The published layout with 80 + 8 + 8 images of each class, and a benchmark of that size."""
-    monkeypatch.setattr(urbancars, "IMAGES_PER_CLASS", SIZES)
-    monkeypatch.setattr(urbancars, "PUBLISHED", {c: urbancars._published(c) for c in PUBLISHED})
+def write_urbancars(root, images_per_class):
+    """The published layout, both correlations, with noise for images."""
     rng = np.random.default_rng(0)
-    folders = [("0.95", "train", 0.95), ("0.5", "train", 0.5), ("0.5", "val", 0.5), ("0.5", "test", 0.5)]
+    folders = [("0.95", "train", 0.95), ("0.5", "train", 0.5), ("0.5", "validation", 0.5), ("0.5", "test", 0.5)]
     for name, split, correlation in folders:
-        sizes = group_sizes(80 if split == "train" else 8, correlation).values()
+        sizes = group_sizes(images_per_class[split], correlation).values()
         for (label, bg, co), size in zip(product(LABELS, repeat=3), sizes, strict=True):
-            folder = tmp_path / f"bg-{name}_co_occur_obj-{name}" / split / f"obj-{label}_bg-{bg}_co_occur_obj-{co}"
+            folder = root / folder_of(name) / FOLDERS[split] / f"obj-{label}_bg-{bg}_co_occur_obj-{co}"
             folder.mkdir(parents=True)
             for i in range(size):
                 PIL.Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).save(folder / f"{i:03d}.jpg")
                 PIL.Image.new("L", (4, 4), 255).save(folder / f"{i:03d}_mask.png")
                 PIL.Image.new("L", (4, 4), 0).save(folder / f"{i:03d}_co_occur_obj_mask.png")
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A copy with 80 + 8 + 8 images of each class, and a benchmark of that size."""
+    monkeypatch.setattr(urbancars, "IMAGES_PER_CLASS", SIZES)
+    monkeypatch.setattr(urbancars, "PUBLISHED", {c: urbancars._published(c) for c in PUBLISHED})
+    return write_urbancars(tmp_path, SIZES)
 
 
 def group_folder(root, label="urban", bg="urban", co="urban"):
