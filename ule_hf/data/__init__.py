@@ -8,6 +8,7 @@ file alone tells the counts, ``verify_metadata(file, **options)``.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from datasets import DatasetDict
@@ -37,8 +38,12 @@ def load(name: str, **options: Any) -> DatasetDict:
             ``variant``.
 
     Raises:
-        UleError: an unknown name, or what the dataset's own function refuses.
+        UleError: an unknown name or option, or what the dataset's own function refuses.
     """
     if name not in _LOADERS:
         raise UleError(f"dataset '{name}' is unknown; choose one of {', '.join(_LOADERS)}")
-    return _LOADERS[name](**options)
+    loader = _LOADERS[name]
+    unknown = sorted(set(options) - set(signature(loader).parameters))
+    if unknown:
+        raise UleError(f"dataset '{name}' has no option {unknown[0]}; leave it out")
+    return loader(**options)
