@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from tests.test_trainer import make_trainer
+from ule_hf import ULEConfig, UleError, load_student, load_teacher
+from ule_hf.arguments import ModelArguments
 from ule_hf.card import CardFacts, read_facts
+from ule_hf.data import load
+from ule_hf.data.preprocessing import PublishedEvalTransform
+from ule_hf.experiment import fit
 
 
 @pytest.fixture
@@ -46,6 +53,25 @@ def test_the_card_can_be_changed_afterwards(trainer, tmp_path):
     assert card.data.license == "cc-by-4.0" and "Trained on Cats." in card.text
     with pytest.raises(TypeError, match="licence"):
         trainer.create_model_card(licence="mit")
+
+
+def test_a_teacher_is_loaded_with_the_preprocessing_it_was_evaluated_with(tmp_path):
+    data = load("digits")
+    for split in data:
+        data[split] = data[split].select(range(0, len(data[split]), 10))
+    data["train"].info.dataset_name = "celeba"
+    model = ModelArguments(model="test_resnet", image_size=32)
+    args = ULEConfig(str(tmp_path), use_cpu=True, num_train_epochs=1, disable_tqdm=True)
+    fit(data, "published", model, args)
+    picture = Image.effect_noise((178, 218), 80).convert("RGB")
+    for loaded in (load_teacher(tmp_path), load_student(tmp_path)):
+        pixels = loaded.transform({"image": [picture]})["pixel_values"]
+        published = PublishedEvalTransform(loaded.image_processor, "celeba")({"image": [picture]})["pixel_values"]
+        assert torch.equal(pixels, published)
+    assert "as published for celeba" in (tmp_path / "README.md").read_text()
+    (tmp_path / "card.json").write_text('{"published_preprocessing": "imagenet"}')
+    with pytest.raises(UleError, match="imagenet"):
+        load_teacher(tmp_path)
 
 
 def test_no_pickle_is_written(trainer, tmp_path):

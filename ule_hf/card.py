@@ -47,6 +47,7 @@ class CardFacts:
         dataset: its name, for people. dataset_id: its Hub id.
         data_license, data_note: free text: under which terms the images may be used; what is spurious in them,
             where they come from, what they cannot show.
+        published_preprocessing: the benchmark whose published preprocessing evaluation used instead of the model's.
         command: what was typed.
         plain: the ``teacher`` part of the results of plain training with the same recipe.
 
@@ -61,6 +62,7 @@ class CardFacts:
     dataset_id: str | None = None
     data_license: str | None = None
     data_note: str | None = None
+    published_preprocessing: str | None = None
     command: str | None = None
     plain: dict[str, Any] | None = None
 

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def fit(
     """
     checkpoint = _checkpoint_to_resume(args)
     pair, processor = build_pair(model_args, data["train"].features["label"].names, args)
+    published = data["train"].info.dataset_name if augmentation == "published" else None
     train_transform, eval_transform = transforms_of(data["train"], processor, augmentation, args.seed)
     trainer = ULETrainer(
         model=pair,
@@ -91,7 +93,7 @@ def fit(
         train_dataset=data["train"].with_transform(train_transform),
         eval_dataset=data["validation"].with_transform(eval_transform),
         processing_class=processor,
-        card=card,
+        card=replace(card or CardFacts(), published_preprocessing=published),
     )
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)

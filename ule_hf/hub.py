@@ -47,6 +47,7 @@ from ule_hf.card import (
     read_json,
     write_card,
 )
+from ule_hf.data.preprocessing import PUBLISHED, PublishedEvalTransform
 from ule_hf.data.transforms import EvalTransform
 from ule_hf.errors import UleError
 
@@ -94,7 +95,7 @@ def load_teacher(repo_or_folder: str | os.PathLike, revision: str | None = None)
 def load_student(repo_or_folder: str | os.PathLike, revision: str | None = None) -> LoadedModel:
     """As :func:`load_teacher` for the student in ``student/``, where it was kept; the results are those of both."""
     name = os.fspath(repo_or_folder)
-    folder = _local_folder(name, revision, (*STUDENT_FILES, CONFIG_FILE, RESULTS_FILE))
+    folder = _local_folder(name, revision, (*STUDENT_FILES, CONFIG_FILE, FACTS_FILE, RESULTS_FILE))
     if not (folder / STUDENT_FOLDER).is_dir():
         raise UleError(f"{name}: holds no student; push it with ule-hf push --with_student")
     return _load(name, folder, folder / STUDENT_FOLDER)
@@ -290,7 +291,11 @@ def _load(name: str, folder: Path, model_folder: Path) -> LoadedModel:
     if missing := sorted(info["missing_keys"]):
         raise UleError(f"{name}: its weights do not fit its config.json, first at {missing[:3]}")
     results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else None
-    return LoadedModel(classifier.eval(), processor, EvalTransform(processor), results)
+    benchmark = read_facts(folder).published_preprocessing
+    if benchmark not in (None, *PUBLISHED):
+        raise UleError(f"{name}: {FACTS_FILE} names {benchmark!r}, of which no published preprocessing is known")
+    transform = PublishedEvalTransform(processor, benchmark) if benchmark else EvalTransform(processor)
+    return LoadedModel(classifier.eval(), processor, transform, results)
 
 
 @contextmanager
