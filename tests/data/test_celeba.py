@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from datasets import ClassLabel
 
@@ -146,6 +147,21 @@ def test_a_corrupt_picture(tmp_path):
     data = load("celeba", data_dir=root, skip_bad_images=True)
     assert len(data["train"]) == sum(SIZES["train"]) - 1
     assert "variant without 1 unreadable images" in label_of(data)
+
+
+def test_a_copy_of_another_size(tmp_path):
+    root = write_celeba(tmp_path / "c")
+    for image in (root / "img_align_celeba").iterdir():
+        PIL.Image.open(image).resize((64, 64)).save(image)
+    with pytest.raises(UleError, match="images are not 178 x 218 pixels"):
+        load("celeba", data_dir=root)
+    assert load("celeba", data_dir=root, variant="at 64 pixels")["test"][0]["image"].size == (64, 64)
+
+
+def test_where_to_get_it_by_hand(monkeypatch):
+    monkeypatch.setattr(celeba, "SOURCES", ())
+    with pytest.raises(UleError, match="get it by hand from https://mmlab"):
+        load("celeba")
 
 
 # ---- Parquet of others -----------------------------------------------------------------------------------------------

@@ -106,8 +106,9 @@ def load(
         build=lambda root: _build(root, target, attribute, skip_bad_images),
         conform=lambda data: _conform(data, target, attribute),
         licence=LICENCE,
+        by_hand=CARD.source,
     )
-    return verify(_name(target, attribute), data, published(target, attribute), variant, skip_bad_images)
+    return verify(_name(target, attribute), data, published(target, attribute), variant, skip_bad_images, IMAGE_SIZE)
 
 
 def published(target: str, attribute: str) -> Counts:

@@ -40,6 +40,7 @@ def open_data(
     build: Callable[[Path], DatasetDict],
     conform: Callable[[DatasetDict], DatasetDict],
     licence: str,
+    by_hand: str = "",
 ) -> DatasetDict:
     """The benchmark from ``data_dir``, or, where that is None, from the first of its sources that can be had.
 
@@ -49,6 +50,7 @@ def open_data(
         build: makes a dataset of a raw folder; it finds its files in there, and says what is missing.
         conform: gives a dataset that was read from Parquet the columns of the benchmark.
         licence: a sentence that is shown once.
+        by_hand: where to get it where no program can, for the error message.
 
     Raises:
         UleError: nothing there, or nothing that can be read.
@@ -66,7 +68,8 @@ def open_data(
         except UleError as error:
             logger.warning("%s: %s", name, error)
             problems.append(f"\n  {error}")
-    raise UleError(f"{name} cannot be had from any source; name a folder of yours with --data_dir{''.join(problems)}")
+    remedy = f"get it by hand from {by_hand}, and name the folder" if by_hand else "name a folder of yours"
+    raise UleError(f"{name} cannot be had from any source; {remedy} with --data_dir{''.join(problems)}")
 
 
 def conform_columns(data: DatasetDict, features: Features) -> DatasetDict:

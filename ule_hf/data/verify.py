@@ -2,7 +2,7 @@
 
 A benchmark's module holds its published counts as plain data; this module only compares:
 
-* :func:`verify` at every load: counts, and no `image_id` twice. It reads no picture.
+* :func:`verify` at every load: counts, no `image_id` twice, and the size of one picture a split.
 * :func:`verify_images` where a copy is checked or published: every picture is decoded.
 
 What differs from the published benchmark (a subset, another composition) is accepted only under a name that the user
@@ -42,7 +42,12 @@ def count_groups(data: DatasetDict) -> dict[str, dict[str, int]]:
 
 
 def verify(
-    name: str, data: DatasetDict, published: Counts, variant: str | None = None, bad_images_skipped: bool = False
+    name: str,
+    data: DatasetDict,
+    published: Counts,
+    variant: str | None = None,
+    bad_images_skipped: bool = False,
+    image_size: tuple[int, int] | None = None,
 ) -> DatasetDict:
     """The same data, labelled as the benchmark ``name`` or as its variant; see :func:`label_of`.
 
@@ -52,9 +57,11 @@ def verify(
         published: a group that is left out has no images.
         variant: the user's name for data that are not the published ones; their counts may be any.
         bad_images_skipped: where images are missing, the variant is called "without n unreadable images" by default.
+        image_size: width and height that the first image of each split must have, unless there is a ``variant``.
 
     Raises:
-        UleError: other counts and no ``variant`` (with the table of both), or an ``image_id`` that occurs twice.
+        UleError: other counts and no ``variant`` (with the table of both), an ``image_id`` that occurs twice, or images
+            of another size.
     """
     found = count_groups(data)
     if bad_images_skipped and variant is None:
@@ -62,6 +69,9 @@ def verify(
         variant = f"without {missing} unreadable images" if missing > 0 else None
     verify_counts(name, found, published, variant)
     _refuse_repeated_ids(name, data)
+    if image_size is not None and variant is None:
+        first = DatasetDict({split: dataset.select(range(min(1, len(dataset)))) for split, dataset in data.items()})
+        verify_images(name, first, image_size)
     label = f"{name}, variant {variant} (not the published benchmark)" if variant else name
     labelled = DatasetDict(data)
     for split, dataset in data.items():
@@ -136,7 +146,7 @@ def verify_images(name: str, data: DatasetDict, size: tuple[int, int] | None = N
     if misshapen:
         raise UleError(
             f"{name}: {len(misshapen)} images are not {size[0]} x {size[1]} pixels: {first_few(misshapen)}; "
-            "get a copy that nobody resized"
+            "get a copy that nobody resized, or name this one with --variant NAME"
         )
     if twice:
         raise UleError(
