@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -195,3 +198,19 @@ def test_a_card_that_the_hub_rejects(hub, tmp_path, caplog):
     assert hub.files("me/teacher") == {}
     trainer.push_to_hub(license="mit")
     assert same_weights("me/teacher", tmp_path)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_pushes(hub, tmp_path):
+    from tests.test_recipe import QUICK, REPOSITORY
+
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["recipes/train.py", "--dataset", "digits", "--output_dir", str(tmp_path), *QUICK]
+    command += ["--push_to_hub", "--hub_model_id", "me/digits", "--hub_always_push", "true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pushed = hub.repositories["model", "me/digits"].messages
+    assert len(pushed) == len(set(pushed)) and pushed[-1] == "End of training"
+    assert load_teacher("me/digits").results["run"]["processes"] == 2
