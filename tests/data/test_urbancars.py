@@ -53,6 +53,8 @@ def test_published_counts_are_those_of_the_generator():
     sizes = [aligned, one_off, one_off, none, none, one_off, one_off, aligned]
     assert list(PUBLISHED["0.95"]["train"].values()) == sizes
     assert list(PUBLISHED["0.5"]["train"].values()) == [1000] * 8
+    # 36.1, 1.9 and 0.1: rounded down, at least one
+    assert list(group_sizes(40, 0.95).values())[:4] == [36, 1, 1, 1]
     for correlation in PUBLISHED:
         for split in ("validation", "test"):
             assert list(PUBLISHED[correlation][split].values()) == [125] * 8

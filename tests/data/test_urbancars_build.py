@@ -26,6 +26,7 @@ from tests.data.urbancars_sources import (
 from ule_hf.data import urbancars, urbancars_build
 from ule_hf.data.urbancars_build import Sources, build_urbancars, plan
 from ule_hf.data.urbancars_build.compose import compose, save_whole
+from ule_hf.data.urbancars_build.ingredients import _in_one_piece
 from ule_hf.data.urbancars_build.segment import CarSegmenter, segment_cars
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
@@ -147,6 +148,9 @@ def test_objects_are_large_and_in_one_piece(sources):
     write_json(file, content)
     assert len(sources.co_occur_objects("urban")) == 32 + 1
     assert len(sources.co_occur_objects("country")) == 16 + 2
+    square, at_its_corner, apart = (0, 0, 3, 0, 3, 3, 0, 3), (4, 4, 7, 4, 7, 7, 4, 7), (5, 5, 7, 5, 7, 7, 5, 7)
+    assert _in_one_piece((square, at_its_corner), (9, 9))
+    assert not _in_one_piece((square, apart), (9, 9))
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
