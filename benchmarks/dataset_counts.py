@@ -31,6 +31,7 @@ _LINKS = 30_000
 
 def stand_in_pictures(root: Path, images: Iterable[str], size: tuple[int, int]) -> None:
     """A black JPEG under each of the paths."""
+    root.mkdir(parents=True, exist_ok=True)
     picture = root / "stand-in.jpg"
     for number, image in enumerate(images):
         if number % _LINKS == 0:

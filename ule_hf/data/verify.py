@@ -70,8 +70,8 @@ def verify(
     verify_counts(name, found, published, variant)
     _refuse_repeated_ids(name, data)
     if image_size is not None and variant is None:
-        first = DatasetDict({split: dataset.select(range(min(1, len(dataset)))) for split, dataset in data.items()})
-        verify_images(name, first, image_size)
+        for split, dataset in data.items():
+            verify_images(name, DatasetDict({split: dataset.select(range(min(1, len(dataset))))}), image_size)
     label = f"{name}, variant {variant} (not the published benchmark)" if variant else name
     labelled = DatasetDict(data)
     for split, dataset in data.items():
