@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.hub.server import OWNER
+from tests.hub.server import OWNER, READER
 from tests.test_trainer import make_trainer
 from ule_hf import UleError, load_student, load_teacher
 from ule_hf.card import CardFacts
@@ -187,6 +187,11 @@ def test_what_would_fail_at_every_push_is_refused_before_training(hub, tmp_path,
     with pytest.raises(UleError, match="no token of the Hub"):
         build()
     assert not hub.repositories
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    build()
+    monkeypatch.setenv("HF_TOKEN", READER)  # of a repository that is there, too
+    with pytest.raises(UleError, match="your token has no right"):
+        build()
 
 
 def test_a_card_that_the_hub_rejects(hub, tmp_path, caplog):
