@@ -27,7 +27,7 @@ from ule_hf.data import urbancars, urbancars_build
 from ule_hf.data.urbancars_build import Sources, build_urbancars, plan
 from ule_hf.data.urbancars_build.compose import compose, save_whole
 from ule_hf.data.urbancars_build.ingredients import _in_one_piece
-from ule_hf.data.urbancars_build.segment import CarSegmenter, segment_cars
+from ule_hf.data.urbancars_build.segment import CarSegmenter, best_segment, segment_cars
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
 
@@ -274,6 +274,15 @@ def test_segmenter_gives_a_mask_in_the_size_of_the_picture(segmenter):
     segmenter.car_ids, ids = {0}, segmenter.car_ids  # nothing is a person
     assert segmenter(next(made())[0], (0, 0, 95, 79)) is None
     segmenter.car_ids = ids
+
+
+def test_no_segment_is_better_than_a_wrong_one():
+    everywhere = np.ones((4, 4), dtype=int)
+    assert best_segment(everywhere, [1], (0, 0, 3, 3)) is None
+    elsewhere = np.zeros((4, 4), dtype=int)
+    elsewhere[0, 0] = 1
+    assert best_segment(elsewhere, [1], (2, 2, 3, 3)) is None
+    assert best_segment(elsewhere, [1], (0, 0, 1, 1)).sum() == 1
 
 
 def test_segmenter_must_know_cars(segmenter):
