@@ -34,19 +34,32 @@ def main() -> None:
             data = load("digits", kind=kind, correlation=correlation, seed=seed)
             key = {"shortcut": kind, "correlation": correlation, "method": method, "seed": seed}
             run_once(RESULTS, key, data, [*RECIPE, *options, "--seed", str(seed)])
-    print(table())
+    print(summary(), table(), sep="\n\n")
+
+
+def runs_of(kind: str, correlation: float, method: str) -> list[dict]:
+    bed = {"shortcut": kind, "correlation": correlation, "method": method}
+    return [line for line in read(RESULTS) if bed.items() <= line["key"].items()]
+
+
+def summary() -> str:
+    """Worst group of the teacher, selected by worst class, one row a bed."""
+    rows = ["| shortcut | correlation | " + " | ".join(METHODS) + " |", "|---" * (2 + len(METHODS)) + "|"]
+    for kind, correlation in BEDS:
+        runs = [runs_of(kind, correlation, method) for method in METHODS]
+        cells = [mean_and_spread([run["teacher"]["test_worst_group_accuracy"] for run in of]) for of in runs]
+        rows.append(f"| {kind} | {correlation:g} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
 def table() -> str:
     """Worst group of the test split, in per cent; the student beside each teacher, and both epochs' figures."""
-    lines = read(RESULTS)
     rows = [
         "| shortcut | correlation | method | teacher | teacher, last epoch | student | average |",
         "|---|---|---|---|---|---|---|",
     ]
     for (kind, correlation), method in product(BEDS, METHODS):
-        bed = {"shortcut": kind, "correlation": correlation, "method": method}
-        runs = [line for line in lines if bed.items() <= line["key"].items()]
+        runs = runs_of(kind, correlation, method)
         worst = "test_worst_group_accuracy"
         cells = [
             mean_and_spread([run["teacher"][worst] for run in runs]),

@@ -23,14 +23,6 @@ from huggingface_hub import (
     get_token,
     snapshot_download,
 )
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -50,6 +42,7 @@ from ule_hf.card import (
 from ule_hf.data.preprocessing import PUBLISHED, PublishedEvalTransform
 from ule_hf.data.transforms import EvalTransform
 from ule_hf.errors import UleError
+from ule_hf.hub_errors import hub_errors
 
 STUDENT_FOLDER = "student"
 _MODEL_FILES = (
@@ -59,10 +52,6 @@ _MODEL_FILES = (
 TEACHER_FILES = (*_MODEL_FILES, CARD_FILE, FACTS_FILE, CONFIG_FILE, RESULTS_FILE, PICTURES)
 STUDENT_FILES = tuple(f"{STUDENT_FOLDER}/{name}" for name in _MODEL_FILES)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-
-
-class HubUnavailable(UleError):
-    """The Hub does not answer, or answers that the fault is its own: worth another try."""
 
 
 class LoadedModel(NamedTuple):
@@ -231,35 +220,6 @@ def commit(
         operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in stale]
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into a UleError that begins with ``what`` and says what to do."""
-    try:
-        yield
-    except UleError:
-        raise
-    except RevisionNotFoundError as error:
-        raise UleError(f"{what}: has no such revision") from error
-    except RepositoryNotFoundError as error:
-        raise UleError(f"{what}: no such model, or a private one that your token cannot see") from error
-    except HFValidationError as error:
-        raise UleError(f"{what}: is no Hub id; write it as NAMESPACE/NAME") from error
-    except HfHubHTTPError as error:
-        reason = error.server_message or str(error).splitlines()[0]
-        status = error.response.status_code
-        if status == 401:
-            raise UleError(f"{what}: the Hub does not accept your token; log in again with hf auth login") from error
-        if status == 403:
-            raise UleError(f"{what}: your token has no right to do this ({reason})") from error
-        if status >= 500 or status in (408, 429):
-            raise HubUnavailable(f"{what}: the Hub cannot serve this now ({status}: {reason})") from error
-        raise UleError(f"{what}: the Hub refuses this ({status}: {reason})") from error
-    except (HTTPError, ConnectionError, LocalEntryNotFoundError) as error:
-        raise HubUnavailable(f"{what}: the Hub cannot be reached ({str(error).splitlines()[0]})") from error
-    except (OSError, ValueError) as error:
-        raise UleError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _local_folder(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:

@@ -31,7 +31,6 @@ from ule_hf.card import (
 from ule_hf.errors import UleError
 from ule_hf.hub import (
     STUDENT_FOLDER,
-    HubUnavailable,
     check_card,
     commit,
     full_repo_id,
@@ -39,6 +38,7 @@ from ule_hf.hub import (
     refuse_secrets,
     teacher_files,
 )
+from ule_hf.hub_errors import HubUnavailable
 
 logger = logging.getLogger(__name__)
 

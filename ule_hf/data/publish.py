@@ -18,6 +18,7 @@ from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from ..errors import UleError
+from ..hub_errors import hub_errors
 from .archives import building
 from .verify import count_groups, label_of
 
@@ -139,12 +140,13 @@ def push(folder: Path, repo_id: str, card: Card, right_to_publish: bool) -> None
     """Uploads a folder that :func:`write_folder` wrote; ``load_dataset(repo_id)`` reads it, streaming too.
 
     Raises:
-        UleError: the licence restricts publication, and ``right_to_publish`` is False.
+        UleError: the licence restricts publication, and ``right_to_publish`` is False; or the Hub does not take it.
     """
     check_right(card, right_to_publish)
     api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type="dataset")
+    with hub_errors(repo_id):
+        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type="dataset")
 
 
 def check_right(card: Card, right_to_publish: bool) -> None:

@@ -37,3 +37,12 @@ def test_the_loader_takes_the_repository(pushed):
     data = load("waterbirds", data_dir="me/birds")
     assert label_of(data) == "waterbirds"
     assert data["test"]["image_id"][:] == pushed["test"]["image_id"][:]
+
+
+def test_a_token_that_may_not_write_is_one_line(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(waterbirds, "PUBLISHED", published_of(waterbirds.GROUPS))
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    root = write_waterbirds(tmp_path / "raw")
+    command = ["--data_dir", str(root), "--output_dir", str(tmp_path / "out"), "--push_to_hub", "me/birds"]
+    assert build_main(waterbirds, "", [*command, "--i_have_the_right_to_publish"]) == 2
+    assert "me/birds: " in capsys.readouterr().err.strip().splitlines()[-1]

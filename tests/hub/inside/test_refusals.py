@@ -153,7 +153,7 @@ def test_a_repository_without_a_processor(hub, folder):
         load_teacher("me/digits")
 
 
-@pytest.mark.parametrize(("name", "message"), [("nowhere/folder", "no such model"), ("not/an/id", "is no Hub id")])
+@pytest.mark.parametrize(("name", "message"), [("nowhere/folder", "no such repository"), ("not/an/id", "is no Hub id")])
 def test_nothing_to_load(hub, name, message):
     with pytest.raises(UleError, match=rf"{name}: no local folder; .*{message}"):
         load_teacher(name)
