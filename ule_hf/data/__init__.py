@@ -13,11 +13,11 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from ..errors import UleError
-from . import celeba, spawrious, urbancars, waterbirds
-from .digits import build_digits
-from .dominoes import build_dominoes
-from .folder import load_folder
+from ule_hf.data import celeba, spawrious, urbancars, waterbirds
+from ule_hf.data.digits import build_digits
+from ule_hf.data.dominoes import build_dominoes
+from ule_hf.data.folder import load_folder
+from ule_hf.errors import UleError
 
 #: The published benchmarks, by the name they are loaded and verified under.
 BENCHMARKS = {"waterbirds": waterbirds, "celeba": celeba, "spawrious": spawrious, "urbancars": urbancars}

@@ -20,7 +20,7 @@ from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
-from ..errors import UleError
+from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
 

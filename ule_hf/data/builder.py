@@ -12,7 +12,7 @@ from typing import Any
 from datasets import DatasetDict, GeneratorBasedBuilder
 from datasets.exceptions import DatasetGenerationError
 
-from ..errors import UleError
+from ule_hf.errors import UleError
 
 
 def build(

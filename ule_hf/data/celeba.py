@@ -18,15 +18,15 @@ import fsspec
 import pandas as pd
 from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
-from ..errors import UleError
-from .archives import unpack
-from .builder import build
-from .folder import decodable
-from .groups import group_ids, group_names
-from .image_table import SPLITS, checked_paths, first_few
-from .publish import Card
-from .sources import Source, conform_columns, folder_with, open_data
-from .verify import Counts, verify, verify_counts
+from ule_hf.data.archives import unpack
+from ule_hf.data.builder import build
+from ule_hf.data.folder import decodable
+from ule_hf.data.groups import group_ids, group_names
+from ule_hf.data.image_table import SPLITS, checked_paths, first_few
+from ule_hf.data.publish import Card
+from ule_hf.data.sources import Source, conform_columns, folder_with, open_data
+from ule_hf.data.verify import Counts, verify, verify_counts
+from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import UleError
-from .publish import check_right, push, write_folder
-from .verify import Counts, count_groups, label_of, verify_images
+from ule_hf.data.publish import check_right, push, write_folder
+from ule_hf.data.verify import Counts, count_groups, label_of, verify_images
+from ule_hf.errors import UleError
 
 
 def verify_main(benchmarks: dict[str, ModuleType], argv: list[str]) -> int:

@@ -7,9 +7,9 @@ from datasets import DatasetDict
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
-from ..errors import UleError
-from ..seeds import named_seed
-from .shortcuts import check_correlation, correlated, partners, shortcut_dataset
+from ule_hf.data.shortcuts import check_correlation, correlated, partners, shortcut_dataset
+from ule_hf.errors import UleError
+from ule_hf.seeds import named_seed
 
 LABELS = ("even", "odd")
 #: What the shortcut is called: the patch's colour, or the digit in the upper half.

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from ..errors import UleError
-from ..seeds import named_seed
-from .shortcuts import check_correlation, correlated, partners, shortcut_dataset
-from .small_pictures import read_cifar10, read_mnist
+from ule_hf.data.shortcuts import check_correlation, correlated, partners, shortcut_dataset
+from ule_hf.data.small_pictures import read_cifar10, read_mnist
+from ule_hf.errors import UleError
+from ule_hf.seeds import named_seed
 
 #: The lower half tells the label; the digit in the upper half is the shortcut.
 LABELS = ("automobile", "truck")

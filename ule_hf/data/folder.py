@@ -13,10 +13,10 @@ import pandas as pd
 import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from ..errors import UleError
-from ..seeds import named_seed
-from .groups import add_groups
-from .image_table import SPLITS, first_few, read_image_table
+from ule_hf.data.groups import add_groups
+from ule_hf.data.image_table import SPLITS, first_few, read_image_table
+from ule_hf.errors import UleError
+from ule_hf.seeds import named_seed
 
 logger = logging.getLogger(__name__)
 

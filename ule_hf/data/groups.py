@@ -9,7 +9,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from numpy.typing import ArrayLike
 
-from ..errors import UleError
+from ule_hf.errors import UleError
 
 
 def group_names(label_names: Sequence[str], attributes: Mapping[str, Sequence[str]]) -> list[str]:

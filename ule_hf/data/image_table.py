@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import pandas as pd
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ..errors import UleError
+from ule_hf.errors import UleError
 
 #: Where no column is named, the first of these that the metadata have holds the file names.
 IMAGE_COLUMNS = ("file_name", "img_filename", "filename", "image", "path")

@@ -14,8 +14,8 @@ from torch import nn
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
-from ..errors import UleError
-from .transforms import EvalTransform, TrainTransform, pixel_format, to_rgb
+from ule_hf.data.transforms import EvalTransform, TrainTransform, pixel_format, to_rgb
+from ule_hf.errors import UleError
 
 
 class CenterSquare(nn.Module):

@@ -17,10 +17,10 @@ from datasets import Dataset, DatasetDict
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from ..errors import UleError
-from ..hub_errors import hub_errors
-from .archives import building
-from .verify import count_groups, label_of
+from ule_hf.data.archives import building
+from ule_hf.data.verify import count_groups, label_of
+from ule_hf.errors import UleError
+from ule_hf.hub_errors import hub_errors
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from ..errors import UleError
-from .groups import add_groups
+from ule_hf.data.groups import add_groups
+from ule_hf.errors import UleError
 
 
 def check_correlation(name: str, correlation: float) -> None:

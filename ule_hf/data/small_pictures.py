@@ -12,9 +12,9 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
-from ..errors import UleError
-from .archives import is_archive, unpack
-from .transforms import to_rgb
+from ule_hf.data.archives import is_archive, unpack
+from ule_hf.data.transforms import to_rgb
+from ule_hf.errors import UleError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

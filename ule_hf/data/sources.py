@@ -12,10 +12,10 @@ from pathlib import Path
 
 from datasets import ClassLabel, DatasetDict, Features, load_dataset
 
-from ..errors import UleError
-from .archives import cache_folder, download, is_archive, unpack
-from .groups import add_groups
-from .image_table import SPLITS
+from ule_hf.data.archives import cache_folder, download, is_archive, unpack
+from ule_hf.data.groups import add_groups
+from ule_hf.data.image_table import SPLITS
+from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
 

@@ -21,16 +21,16 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
-from ..errors import UleError
-from ..seeds import named_seed
-from .archives import is_archive, unpack
-from .builder import build
-from .folder import decodable
-from .groups import group_ids, group_names
-from .image_table import SPLITS, checked_paths, first_few
-from .publish import Card
-from .sources import Source, conform_columns, open_data
-from .verify import Counts, count_groups, verify
+from ule_hf.data.archives import is_archive, unpack
+from ule_hf.data.builder import build
+from ule_hf.data.folder import decodable
+from ule_hf.data.groups import group_ids, group_names
+from ule_hf.data.image_table import SPLITS, checked_paths, first_few
+from ule_hf.data.publish import Card
+from ule_hf.data.sources import Source, conform_columns, open_data
+from ule_hf.data.verify import Counts, count_groups, verify
+from ule_hf.errors import UleError
+from ule_hf.seeds import named_seed
 
 LABELS = ("bulldog", "corgi", "dachshund", "labrador")
 LOCATIONS = ("desert", "jungle", "dirt", "mountain", "snow", "beach")

@@ -13,8 +13,8 @@ from torchvision.transforms import InterpolationMode, v2
 from transformers import BaseImageProcessor
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from ..errors import UleError
-from ..seeds import named_seed
+from ule_hf.errors import UleError
+from ule_hf.seeds import named_seed
 
 AUGMENTATIONS = ("none", "flip", "crop")
 

@@ -20,15 +20,15 @@ import datasets
 import pandas as pd
 from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
-from ..errors import UleError
-from .archives import is_archive, unpack
-from .builder import build
-from .folder import decodable
-from .groups import group_ids, group_names
-from .image_table import checked_paths, first_few
-from .publish import Card
-from .sources import conform_columns, open_data
-from .verify import Counts, verify
+from ule_hf.data.archives import is_archive, unpack
+from ule_hf.data.builder import build
+from ule_hf.data.folder import decodable
+from ule_hf.data.groups import group_ids, group_names
+from ule_hf.data.image_table import checked_paths, first_few
+from ule_hf.data.publish import Card
+from ule_hf.data.sources import conform_columns, open_data
+from ule_hf.data.verify import Counts, verify
+from ule_hf.errors import UleError
 
 #: Of the label and of both shortcuts, in the order of their ids.
 LABELS = ("urban", "country")

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
-from ..errors import UleError
-from .image_table import first_few
+from ule_hf.data.image_table import first_few
+from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ import datasets
 import pandas as pd
 from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
-from ..errors import UleError
-from .builder import build
-from .folder import decodable
-from .groups import group_ids, group_names
-from .image_table import SPLITS, checked_paths, first_few, read_csv
-from .publish import Card
-from .sources import Source, conform_columns, folder_with, open_data
-from .verify import Counts, verify, verify_counts
+from ule_hf.data.builder import build
+from ule_hf.data.folder import decodable
+from ule_hf.data.groups import group_ids, group_names
+from ule_hf.data.image_table import SPLITS, checked_paths, first_few, read_csv
+from ule_hf.data.publish import Card
+from ule_hf.data.sources import Source, conform_columns, folder_with, open_data
+from ule_hf.data.verify import Counts, verify, verify_counts
+from ule_hf.errors import UleError
 
 LABELS = ("land bird", "water bird")
 PLACES = ("land", "water")

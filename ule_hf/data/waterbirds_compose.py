@@ -18,10 +18,10 @@ import PIL.Image
 import PIL.ImageOps
 from tqdm.auto import tqdm
 
-from ..errors import UleError
-from ..seeds import named_seed
-from .archives import building
-from .image_table import checked_paths, first_few, read_csv
+from ule_hf.data.archives import building
+from ule_hf.data.image_table import checked_paths, first_few, read_csv
+from ule_hf.errors import UleError
+from ule_hf.seeds import named_seed
 
 #: A species whose name contains one of these is a water bird: for its "tern" Eastern Towhee too, and two Western birds,
 #: which is the published label noise.

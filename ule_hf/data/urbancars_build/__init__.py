@@ -20,13 +20,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...errors import UleError
-from .. import urbancars
-from ..archives import building
-from ..image_table import first_few
-from ..urbancars import FOLDERS, GROUPS, LABELS, MASKS, folder_of, group_sizes
-from .compose import compose, open_mask, open_rgb, save_whole
-from .ingredients import Car, CoOccurObject, Sources, polygon_mask
+from ule_hf.data import urbancars
+from ule_hf.data.archives import building
+from ule_hf.data.image_table import first_few
+from ule_hf.data.urbancars import FOLDERS, GROUPS, LABELS, MASKS, folder_of, group_sizes
+from ule_hf.data.urbancars_build.compose import compose, open_mask, open_rgb, save_whole
+from ule_hf.data.urbancars_build.ingredients import Car, CoOccurObject, Sources, polygon_mask
+from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import PIL.Image
 
-from ...errors import UleError
+from ule_hf.errors import UleError
 
 #: Share of the picture's width that the longer side of the cut-out has, and its centre (row, column): the authors'
 #: generator takes (0.5, 0.875) as row and column, so the object is to the right of the car.

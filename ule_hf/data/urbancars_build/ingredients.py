@@ -15,9 +15,9 @@ import PIL.ImageDraw
 import scipy.io
 import scipy.ndimage
 
-from ...errors import UleError
-from ..image_table import first_few
-from ..urbancars import LABELS
+from ule_hf.data.image_table import first_few
+from ule_hf.data.urbancars import LABELS
+from ule_hf.errors import UleError
 
 #: Pixels that an object of LVIS must have, of the city by its box and of the country by its mask.
 _LEAST_AREA = {"urban": ("box", 4500), "country": ("mask", 3500)}

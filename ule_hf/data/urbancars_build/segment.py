@@ -12,10 +12,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, BaseImageProcessor, MaskFormerForInstanceSegmentation
 
-from ...errors import UleError
-from ..image_table import first_few
-from .compose import open_rgb, save_whole
-from .ingredients import Car
+from ule_hf.data.image_table import first_few
+from ule_hf.data.urbancars_build.compose import open_rgb, save_whole
+from ule_hf.data.urbancars_build.ingredients import Car
+from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
 
