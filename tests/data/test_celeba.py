@@ -10,11 +10,10 @@ import pytest
 from datasets import ClassLabel
 
 from benchmarks.dataset_counts import celeba_of
+from tests.data.copies import ROWS, SIZES, write_celeba
 from ule_hf.data import celeba, load
 from ule_hf.data.verify import count_groups, label_of
 from ule_hf.errors import UleError
-
-from .copies import ROWS, SIZES, write_celeba
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "metadata" / "celeba"
 

@@ -12,9 +12,8 @@ from datasets import ClassLabel, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.folders import rows_of, sizes, small_rows, without, write_folder, write_image
 from ule_hf.data.folder import load_folder
-
-from .folders import rows_of, sizes, small_rows, without, write_folder, write_image
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -8,11 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.data.folders import rows_of, sizes, small_rows, write_folder, write_image
 from ule_hf.data import load
 from ule_hf.data.folder import load_folder
 from ule_hf.errors import UleError
-
-from .folders import rows_of, sizes, small_rows, write_folder, write_image
 
 
 def refused(root, *words, **options):

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from datasets import Image
 
+from tests.data.copies import SIZES, published_of, write_celeba, write_waterbirds
 from ule_hf.arguments import parse
 from ule_hf.data import celeba, load, waterbirds
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
 from ule_hf.experiment import load_data, run
-
-from .copies import SIZES, published_of, write_celeba, write_waterbirds
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -7,13 +7,12 @@ import yaml
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
+from tests.data.copies import ROWS, SIZES, published_of, tar, write_celeba, write_waterbirds
 from ule_hf.data import BENCHMARKS, celeba, load, publish, waterbirds
 from ule_hf.data.commands import build_main, verify_main
 from ule_hf.data.publish import check_right, render_card, write_folder
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
-
-from .copies import ROWS, SIZES, published_of, tar, write_celeba, write_waterbirds
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,13 @@ import datasets
 import pytest
 from datasets import ClassLabel, DatasetDict, Features, Value
 
+from tests.data.copies import published_of, tar, write_waterbirds
 from ule_hf.data import publish, sources, waterbirds
 from ule_hf.data.builder import build
 from ule_hf.data.publish import write_folder
 from ule_hf.data.sources import Source, open_data, show_once
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
-
-from .copies import published_of, tar, write_waterbirds
 
 pytestmark = pytest.mark.usefixtures("cache")
 

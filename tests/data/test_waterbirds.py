@@ -7,11 +7,10 @@ import pytest
 from datasets import ClassLabel
 
 from benchmarks.dataset_counts import waterbirds_of
+from tests.data.copies import ROWS, SIZES, published_of, tar, write_waterbirds
 from ule_hf.data import load, waterbirds
 from ule_hf.data.verify import count_groups, label_of, verify_images
 from ule_hf.errors import UleError
-
-from .copies import ROWS, SIZES, published_of, tar, write_waterbirds
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
