@@ -29,6 +29,7 @@ def cache(tmp_path, monkeypatch):
 def small_spawrious(monkeypatch, tmp_path):
     """A tree with 20 images in each folder, and a benchmark that is composed of so many."""
     monkeypatch.setattr(spawrious, "FOLDER_SIZE", 20)
+    monkeypatch.setattr(spawrious, "IMAGE_SIZE", (2, 2))
     monkeypatch.setattr(spawrious, "_SPURIOUS", (19, 15))
     monkeypatch.setattr(spawrious, "PUBLISHED", {name: spawrious._published(name) for name in spawrious.COMBINATIONS})
     return _write_spawrious(tmp_path / "spawrious224", 20)

@@ -148,7 +148,8 @@ def test_a_link_out_of_the_folder_is_refused(small_spawrious, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("combination", ["o2o_hard", "m2m_hard"])
-def test_a_whole_tree_has_the_published_counts(tmp_path, combination):
+def test_a_whole_tree_has_the_published_counts(tmp_path, monkeypatch, combination):
+    monkeypatch.setattr(spawrious, "IMAGE_SIZE", (1, 1))
     PIL.Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
     one = (tmp_path / "one.png").read_bytes()
     root = tmp_path / "spawrious224"

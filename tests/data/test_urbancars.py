@@ -40,6 +40,7 @@ def write_urbancars(root, images_per_class):
 def small(monkeypatch, tmp_path):
     """A copy with 80 + 8 + 8 images of each class, and a benchmark of that size."""
     monkeypatch.setattr(urbancars, "IMAGES_PER_CLASS", SIZES)
+    monkeypatch.setattr(urbancars, "IMAGE_SIZE", (4, 4))
     monkeypatch.setattr(urbancars, "PUBLISHED", {c: urbancars._published(c) for c in PUBLISHED})
     return write_urbancars(tmp_path, SIZES)
 

@@ -37,6 +37,7 @@ LISTS = Path(__file__).parents[3] / "shared" / "data" / "metadata" / "urbancars"
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, cache):
     monkeypatch.setattr(urbancars, "IMAGES_PER_CLASS", {"train": 20, "validation": 4, "test": 4})
+    monkeypatch.setattr(urbancars, "IMAGE_SIZE", (64, 64))
     monkeypatch.setattr(urbancars, "PUBLISHED", {c: urbancars._published(c) for c in urbancars.PUBLISHED})
     monkeypatch.setattr(urbancars, "IMAGE_SIZE", (64, 64))
 

@@ -28,7 +28,7 @@ from ule_hf.data.groups import group_ids, group_names
 from ule_hf.data.image_table import SPLITS, checked_paths, first_few
 from ule_hf.data.publish import Card
 from ule_hf.data.sources import Source, conform_columns, open_data
-from ule_hf.data.verify import Counts, count_groups, verify
+from ule_hf.data.verify import Counts, verify
 from ule_hf.errors import UleError
 from ule_hf.seeds import named_seed
 
@@ -208,11 +208,9 @@ def load(
 
     sources = [_OF_COMBINATION[combination]] if combination in _OF_COMBINATION else []
     data = open_data("spawrious", data_dir, [*sources, _ENTIRE], build_tree, _conform, LICENCE)
-    published = PUBLISHED[combination]
-    if skip_bad_images and variant is None:
-        count = _total(published) - _total(count_groups(data))
-        variant = f"without {count} unreadable images" if count else None
-    return verify(f"spawrious {combination}", data, published, variant)
+    return verify(
+        f"spawrious {combination}", data, PUBLISHED[combination], variant, skip_bad_images, image_size=IMAGE_SIZE
+    )
 
 
 @dataclass
@@ -314,7 +312,3 @@ def _conform(data: DatasetDict) -> DatasetDict:
     """Parquet that this package wrote has all columns; other copies need not know the environments."""
     complete = set(data) == set(SPLITS) and all(dataset.features == _FEATURES for dataset in data.values())
     return data if complete else conform_columns(data, _BASE)
-
-
-def _total(counts: Counts) -> int:
-    return sum(sum(sizes.values()) for sizes in counts.values())

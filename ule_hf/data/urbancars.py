@@ -136,7 +136,7 @@ def load(
         return build(UrbanCars, root, correlation=correlation, listing=digest)
 
     data = open_data("urbancars", data_dir, (), build_tree, _conform, LICENCE)
-    return verify(f"urbancars {correlation}", data, PUBLISHED[correlation], variant)
+    return verify(f"urbancars {correlation}", data, PUBLISHED[correlation], variant, image_size=IMAGE_SIZE)
 
 
 @dataclass

@@ -23,6 +23,9 @@ os.environ |= {
     "HF_HUB_OFFLINE": "0",
 }
 
+from tests.data.conftest import small_spawrious  # noqa: E402, F401  fixtures of small copies, for pushes of data
+from tests.data.test_urbancars import small as small_urbancars  # noqa: E402, F401
+
 
 @pytest.fixture
 def hub(monkeypatch):

@@ -7,7 +7,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from tests.data.copies import published_of, write_waterbirds
-from ule_hf.data import load, waterbirds
+from ule_hf.data import load, spawrious, urbancars, waterbirds
 from ule_hf.data.commands import build_main
 from ule_hf.data.verify import label_of
 
@@ -31,6 +31,19 @@ def test_what_was_pushed_loads(pushed):
             assert row["image_id"] == other["image_id"] == once["image_id"]
             assert row["group"] == other["group"] == once["group"]
     assert "## Licence" in DatasetCard.load("me/birds").text
+
+
+@pytest.mark.parametrize("name", ["spawrious", "urbancars"])
+def test_the_other_scripts_push_what_loads(hub, name, tmp_path, small_spawrious, small_urbancars):
+    module, root = {"spawrious": (spawrious, small_spawrious), "urbancars": (urbancars, small_urbancars)}[name]
+    command = ["--data_dir", str(root), "--output_dir", str(tmp_path / "out"), "--push_to_hub", f"me/{name}"]
+    assert build_main(module, "", [*command, "--i_have_the_right_to_publish"]) == 0
+    built, pushed = load(name, data_dir=root), load_dataset(f"me/{name}")
+    streamed = load_dataset(f"me/{name}", streaming=True)
+    for split, dataset in built.items():
+        assert pushed[split]["image_id"][:] == dataset["image_id"][:]
+        assert pushed[split].features["group"].names == dataset.features["group"].names
+        assert next(iter(streamed[split]))["image"].tobytes() == dataset[0]["image"].tobytes()
 
 
 def test_the_loader_takes_the_repository(pushed):
