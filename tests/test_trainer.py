@@ -327,6 +327,8 @@ def test_the_configuration_is_saved_without_secrets(tmp_path):
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor cannot be used"),
         ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "use_reentrant cannot be used"),
         ({"unlearning_weight": -1.0}, "must not be negative"),
+        ({"eval_strategy": "sometimes"}, "sometimes"),
+        ({"student_head_start": 3.0}, "the teacher would never be trained"),
         ({"grid": "4by4"}, "grid '4by4' is not understood"),
         ({"preset": "papr"}, "preset 'papr' is not known"),
         ({"term": "cosine"}, "term 'cosine' is not known"),

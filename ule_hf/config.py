@@ -92,7 +92,10 @@ class ULEConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._apply_preset()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # transformers' own refusals, such as bf16 where nothing has it, as our one line
+            raise UleError(" ".join(str(error).split())) from error
         self._refuse_what_cannot_work()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and PyTorch warns at every epoch
