@@ -4,7 +4,8 @@
 
 The metadata are not part of this repository: ``waterbirds/metadata.csv``, and ``list_attr_celeba`` with
 ``list_eval_partition`` in ``celeba/``. Every row of them goes through the builder that users run; the pictures are
-stand-ins, one file under all names. Where metadata are missing the benchmark is left out.
+stand-ins, one file under all names. Where metadata are missing the benchmark is left out. Spawrious and UrbanCars have
+no metadata files: their loaders read whole trees of stand-ins in the published layouts.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import datasets
 import PIL.Image
 from datasets import DatasetDict
 
-from ule_hf.data import celeba, load, waterbirds
+from ule_hf.data import celeba, load, spawrious, urbancars, waterbirds
 from ule_hf.data.verify import Counts, count_groups
 from ule_hf.errors import UleError
 
@@ -58,6 +60,32 @@ def celeba_of(metadata: Path, root: Path) -> DatasetDict:
     return load("celeba", data_dir=root)
 
 
+def spawrious_tree(root: Path) -> Path:
+    """The archive's folders, 3168 pictures in each."""
+    folders = product("01", spawrious.LOCATIONS, spawrious.LABELS)
+    numbers = range(1, spawrious.FOLDER_SIZE + 1)
+    names = (f"{half}/{place}/{breed}/{place}_{breed}_{n}.png" for half, place, breed in folders for n in numbers)
+    stand_in_pictures(root, names, spawrious.IMAGE_SIZE)
+    return root
+
+
+def urbancars_tree(root: Path) -> Path:
+    """The published folders of both correlations, with as many pictures as the paper's proportions give."""
+    of_split = {"0.95": ("train",), "0.5": ("train", "validation", "test")}
+    names = (
+        f"{urbancars.folder_of(correlation)}/{urbancars.FOLDERS[split]}/"
+        f"obj-{label}_bg-{bg}_co_occur_obj-{co}/{number:03d}.jpg"
+        for correlation, splits in of_split.items()
+        for split in splits
+        for (label, bg, co), size in zip(
+            product(urbancars.LABELS, repeat=3), urbancars.PUBLISHED[correlation][split].values(), strict=True
+        )
+        for number in range(size)
+    )
+    stand_in_pictures(root, names, urbancars.IMAGE_SIZE)
+    return root
+
+
 def rows(name: str, published: Counts, found: Counts) -> list[str]:
     """Lines of the table."""
     return [
@@ -83,6 +111,16 @@ def report(metadata: Path) -> str:
         with tempfile.TemporaryDirectory() as root:
             found = count_groups(celeba_of(metadata / "celeba", Path(root)))
         table += rows("celeba", celeba.published(**celeba.OPTIONS), found)
+    with tempfile.TemporaryDirectory() as folder:
+        root = spawrious_tree(Path(folder) / "spawrious224")
+        for combination, published in spawrious.PUBLISHED.items():
+            found = count_groups(load("spawrious", data_dir=root, combination=combination))
+            table += rows(f"spawrious {combination}", published, found)
+    with tempfile.TemporaryDirectory() as folder:
+        root = urbancars_tree(Path(folder) / "urbancars")
+        for correlation, published in urbancars.PUBLISHED.items():
+            found = count_groups(load("urbancars", data_dir=root, correlation=correlation))
+            table += rows(f"urbancars {correlation}", published, found)
     header = ["| benchmark | split | group | published | built |", "|---|---|---|---:|---:|"]
     return "\n".join([*header, *table]) + "\n" + "".join(f"\n{block}\n" for block in refused)
 

@@ -16,6 +16,7 @@ from datasets import DatasetDict
 from ule_hf.arguments import parse
 from ule_hf.experiment import fit
 
+ROOT = Path(__file__).parents[1]
 PLAIN = ["--unlearning_weight", "0", "--student_head_start", "0"]
 
 
@@ -33,7 +34,8 @@ def run_once(results: Path, key: dict[str, object], data: DatasetDict, options: 
     if model_args.checkpoint_path:  # where it lies is this machine's business
         figures["run"]["model"]["checkpoint_path"] = Path(model_args.checkpoint_path).name
         options = [Path(o).name if o == model_args.checkpoint_path else o for o in options]
-    line = {"key": key, "options": list(options), "seconds": round(time.perf_counter() - start, 1), **figures}
+    options = [option.removeprefix(f"{ROOT}/") for option in options]
+    line = {"key": key, "options": options, "seconds": round(time.perf_counter() - start, 1), **figures}
     results.parent.mkdir(exist_ok=True)
     with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
