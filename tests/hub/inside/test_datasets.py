@@ -6,8 +6,8 @@ import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
-from tests.data.copies import published_of, write_waterbirds
-from ule_hf.data import load, spawrious, urbancars, waterbirds
+from tests.data.copies import SIZES, published_of, write_celeba, write_waterbirds
+from ule_hf.data import celeba, load, spawrious, urbancars, waterbirds
 from ule_hf.data.commands import build_main
 from ule_hf.data.verify import label_of
 
@@ -33,9 +33,14 @@ def test_what_was_pushed_loads(pushed):
     assert "## Licence" in DatasetCard.load("me/birds").text
 
 
-@pytest.mark.parametrize("name", ["spawrious", "urbancars"])
-def test_the_other_scripts_push_what_loads(hub, name, tmp_path, small_spawrious, small_urbancars):
-    module, root = {"spawrious": (spawrious, small_spawrious), "urbancars": (urbancars, small_urbancars)}[name]
+@pytest.mark.parametrize("name", ["celeba", "spawrious", "urbancars"])
+def test_the_other_scripts_push_what_loads(hub, name, tmp_path, monkeypatch, small_spawrious, small_urbancars):
+    monkeypatch.setattr(celeba, "PUBLISHED_SIZES", SIZES)
+    (tmp_path / "celeba").mkdir()
+    write_celeba(tmp_path / "celeba")
+    copies = {"celeba": (celeba, tmp_path / "celeba")}
+    copies |= {"spawrious": (spawrious, small_spawrious), "urbancars": (urbancars, small_urbancars)}
+    module, root = copies[name]
     command = ["--data_dir", str(root), "--output_dir", str(tmp_path / "out"), "--push_to_hub", f"me/{name}"]
     assert build_main(module, "", [*command, "--i_have_the_right_to_publish"]) == 0
     built, pushed = load(name, data_dir=root), load_dataset(f"me/{name}")
