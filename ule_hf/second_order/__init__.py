@@ -14,9 +14,8 @@ the forward pass, nothing else:
 >>> saliency.square().sum().backward()
 
 Attention has no rule of its own: inside the context ``scaled_dot_product_attention`` uses the MATH backend, the only
-one with a double backward. In ``vit_tiny`` at 112 px (50 tokens) all of its attention is under a tenth of the step, so
-a rule has little to gain there; the matrix products of the linear layers are already as cheap as they can be. A model
-that needs no second derivative (the student) keeps its fused attention outside of the context.
+one with a double backward, whose matrix products are already as cheap as they can be. A model that needs no second
+derivative (the student) keeps its fused attention outside of the context.
 """
 
 from __future__ import annotations
