@@ -229,3 +229,8 @@ def test_verify_main_through_the_command(tmp_path, capsys):
     assert main(["verify", "waterbirds", "--metadata", str(root / "metadata.csv")]) == 0
     assert main(["verify", "waterbirds", "--data_dir", str(tmp_path / "nowhere")]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_a_metadata_file(tmp_path, capsys):
+    assert verify_main({"waterbirds": waterbirds}, ["waterbirds", "--metadata", str(tmp_path)]) == 2
+    assert "is a folder; name the metadata file" in capsys.readouterr().err

@@ -28,6 +28,8 @@ def verify_main(benchmarks: dict[str, ModuleType], argv: list[str]) -> int:
     options = {option: getattr(args, option) for option in module.OPTIONS}
     try:
         if getattr(args, "metadata", None):
+            if Path(args.metadata).is_dir():
+                raise UleError(f"{args.metadata} is a folder; name the metadata file in it, or use --data_dir")
             counts, checked = module.verify_metadata(args.metadata, **options), "counts only, no image was looked at"
         else:
             data = module.load(args.data_dir, **options)
