@@ -1,4 +1,4 @@
-"""What a training leaves behind: folders of teacher, student and card, and their pushes. Base of `ULETrainer`."""
+"""What a training leaves behind: folders of models and card, and their pushes. Base of every trainer here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from ule_hf.card import (
 )
 from ule_hf.errors import UleError
 from ule_hf.hub import (
-    STUDENT_FOLDER,
     check_card,
     commit,
     full_repo_id,
@@ -44,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class PublishingTrainer(Trainer):
-    """A Trainer of a pair whose folders hold the teacher at their root, and which pushes teachers.
+    """A Trainer whose folders hold what is shipped at their root, and which pushes it.
 
     ``card`` is what the model card cannot know from the folder; ``results``, once known, is saved as ``results.json``.
     """
@@ -56,14 +55,19 @@ class PublishingTrainer(Trainer):
 
     # ---- folders ----
 
+    @staticmethod
+    def folders(model: nn.Module) -> dict[str, PreTrainedModel]:
+        """The image classifiers of ``model`` by their folder below the output folder; "" is what is shipped."""
+        return {"": model}
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Teacher at the root, so that the folder is an ordinary model; student below. No pickled arguments: they
         would hold the Hub token."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        save_backbone(self.model.teacher, self.processing_class, folder)
-        save_backbone(self.model.student, self.processing_class, folder / STUDENT_FOLDER)
+        for name, classifier in self.folders(self.model).items():
+            save_backbone(classifier, self.processing_class, folder / name)
         _write_json(folder / CONFIG_FILE, self.args.to_sanitized_dict())
         if self.results is None:
             (folder / RESULTS_FILE).unlink(missing_ok=True)  # those of other weights
@@ -72,15 +76,12 @@ class PublishingTrainer(Trainer):
         write_card(folder, self.card)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Both models, strictly; the Trainer would take the teacher's weights for the pair's and only warn."""
-        pair = self.model if model is None else model
-        for name, folder in (("teacher", ""), ("student", STUDENT_FOLDER)):
-            path = os.path.join(resume_from_checkpoint, folder, "model.safetensors")
+        """Every model, strictly; the Trainer would take the teacher's weights for the pair's and only warn."""
+        for name, classifier in self.folders(self.model if model is None else model).items():
+            path = os.path.join(resume_from_checkpoint, name, "model.safetensors")
             if not os.path.isfile(path):
-                raise UleError(
-                    f"{resume_from_checkpoint} is no checkpoint of a student and a teacher: {path} is missing"
-                )
-            getattr(pair, name).load_state_dict(safetensors.torch.load_file(path))
+                raise UleError(f"{resume_from_checkpoint} is no checkpoint of this method: {path} is missing")
+            classifier.load_state_dict(safetensors.torch.load_file(path))
 
     def _load_best_model(self) -> None:
         """The best epoch's student comes back together with its teacher."""
@@ -181,7 +182,7 @@ class PublishingTrainer(Trainer):
         private = self.args.hub_private_repo if private is None else private
         repo_id = full_repo_id(self.args.hub_model_id or Path(self.args.output_dir).resolve().name, token)
         card = replace(self.card, model_id=repo_id)
-        is_timm = isinstance(self.model.teacher, TimmWrapperPreTrainedModel)
+        is_timm = isinstance(self.folders(self.model)[""], TimmWrapperPreTrainedModel)
         check_card(f"---\n{card_metadata(card, is_timm)}\n---\n")
         open_repository(repo_id, private=private, revision=self.args.hub_revision, token=token)
         self.card, self.hub_model_id = card, repo_id
