@@ -54,6 +54,10 @@ STUDENT_FILES = tuple(f"{STUDENT_FOLDER}/{name}" for name in _MODEL_FILES)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
+class NoStudent(UleError):
+    """A teacher whose student was not kept, or not pushed."""
+
+
 class LoadedModel(NamedTuple):
     """What :func:`load_teacher` gives.
 
@@ -78,7 +82,7 @@ def load_teacher(repo_or_folder: str | os.PathLike, revision: str | None = None)
         UleError: there is no such teacher, or its files do not fit one another.
     """
     folder = _local_folder(os.fspath(repo_or_folder), revision, TEACHER_FILES)
-    return _load(os.fspath(repo_or_folder), folder, folder)
+    return load_model_folder(os.fspath(repo_or_folder), folder, folder)
 
 
 def load_student(repo_or_folder: str | os.PathLike, revision: str | None = None) -> LoadedModel:
@@ -86,8 +90,8 @@ def load_student(repo_or_folder: str | os.PathLike, revision: str | None = None)
     name = os.fspath(repo_or_folder)
     folder = _local_folder(name, revision, (*STUDENT_FILES, CONFIG_FILE, FACTS_FILE, RESULTS_FILE))
     if not (folder / STUDENT_FOLDER).is_dir():
-        raise UleError(f"{name}: holds no student; push it with ule-hf push --with_student")
-    return _load(name, folder, folder / STUDENT_FOLDER)
+        raise NoStudent(f"{name}: holds no student; push it with ule-hf push --with_student")
+    return load_model_folder(name, folder, folder / STUDENT_FOLDER)
 
 
 def push_teacher(
@@ -235,7 +239,15 @@ def _local_folder(name: str, revision: str | None, patterns: tuple[str, ...]) ->
     return folder
 
 
-def _load(name: str, folder: Path, model_folder: Path) -> LoadedModel:
+def load_model_folder(name: str, folder: Path, model_folder: Path) -> LoadedModel:
+    """The image classifier in ``model_folder``, with what the output folder ``folder`` says of data and results.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        UleError: there is no image classifier, or its files do not fit one another.
+    """
     with _reading(f"{name}: it has no config.json of an image classifier"):
         config = AutoConfig.from_pretrained(model_folder)
     # names that do not fit its classes are dropped without a word by the configuration of a timm model
