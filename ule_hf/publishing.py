@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 from transformers.trainer_utils import HubStrategy
 
@@ -28,6 +28,7 @@ from ule_hf.card import (
     card_metadata,
     write_card,
 )
+from ule_hf.checkpoints import WholeCheckpoints
 from ule_hf.errors import UleError
 from ule_hf.hub import (
     check_card,
@@ -42,7 +43,7 @@ from ule_hf.hub_errors import HubUnavailable
 logger = logging.getLogger(__name__)
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(WholeCheckpoints):
     """A Trainer whose folders hold what is shipped at their root, and which pushes it.
 
     ``card`` is what the model card cannot know from the folder; ``results``, once known, is saved as ``results.json``.
@@ -60,18 +61,16 @@ class PublishingTrainer(Trainer):
         """The image classifiers of ``model`` by their folder below the output folder; "" is what is shipped."""
         return {"": model}
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str, state_dict: dict | None = None) -> None:
         """Teacher at the root, so that the folder is an ordinary model; student below. No pickled arguments: they
         would hold the Hub token."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir)
         for name, classifier in self.folders(self.model).items():
             save_backbone(classifier, self.processing_class, folder / name)
         _write_json(folder / CONFIG_FILE, self.args.to_sanitized_dict())
-        if self.results is None:
-            (folder / RESULTS_FILE).unlink(missing_ok=True)  # those of other weights
-        else:
+        if self.results is not None:
             _write_json(folder / RESULTS_FILE, self.results)
         write_card(folder, self.card)
 
