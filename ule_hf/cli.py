@@ -7,11 +7,13 @@ import sys
 from dataclasses import replace
 
 USAGE = """usage: ule-hf train [options]
+       ule-hf compare FILE.yaml --output FILE.jsonl [options]
        ule-hf card DIR [--plain DIR] [--output FILE]
        ule-hf push DIR REPO [--private] [--revision BRANCH] [--with_student]
        ule-hf verify BENCHMARK [--data_dir DIR | --metadata FILE]
 
   train    train a robust teacher (the same as recipes/train.py; see ule-hf train --help)
+  compare  methods x seeds x datasets from one file, with a table (see ule-hf compare --help)
   card     render the model card of an output folder anew
   push     put the teacher of an output folder on the Hub
   verify   compare a copy of a benchmark with the published one (see ule-hf verify --help)
@@ -29,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         from ule_hf.recipes.train import main as train
 
         return train(rest)
+    if command == "compare":
+        from ule_hf.recipes.compare import main as compare
+
+        return compare(rest)
     if command == "verify":
         from ule_hf.data import BENCHMARKS
         from ule_hf.data.commands import verify_main
