@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,8 @@ def gather(lines: list[Line], expected: Iterable[Name] = ()) -> tuple[list[Row],
         if len(alike) > 1:
             differing = "; ".join(_differences([_conditions(row.sample) for row in alike.values()]))
             problems.append(f"{bed}, {method}: runs that differ in more than the seed are not averaged: {differing}")
-        names = [method] if len(alike) < 2 else [f"{method} ({chr(ord('a') + i)})" for i in range(len(alike))]
-        rows += [Row(bed, method, shown, row.runs) for shown, row in zip(names, alike.values(), strict=True)]
+        for letter, row in zip(ascii_lowercase, alike.values(), strict=False):
+            rows.append(replace(row, name=f"{method} ({letter})") if len(alike) > 1 else row)
         rows += [] if alike else [Row(bed, method, method, {})]
     for bed in dict.fromkeys(row.bed for row in rows):
         shared = {_text(_shared(row.sample)): _shared(row.sample) for row in rows if row.bed == bed and row.runs}
