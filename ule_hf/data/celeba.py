@@ -5,9 +5,11 @@ Only 1 % of the training images show blond men; a test worst group of 180 images
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,11 @@ from ule_hf.data.archives import unpack
 from ule_hf.data.builder import build
 from ule_hf.data.folder import decodable
 from ule_hf.data.groups import group_ids, group_names
-from ule_hf.data.image_table import SPLITS, checked_paths, first_few
+from ule_hf.data.image_table import SPLITS, checked_paths, first_few, refuse_odd_names
 from ule_hf.data.publish import Card
 from ule_hf.data.sources import Source, conform_columns, folder_with, open_data
 from ule_hf.data.verify import Counts, verify, verify_counts
-from ule_hf.errors import UleError
+from ule_hf.errors import UleError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +157,8 @@ def read_metadata(attributes: Path, partition: Path | None, target: str, attribu
     frame = _read_table(attributes)
     for name in (target, attribute):
         if name not in frame:
-            raise UleError(f"{attributes} has no attribute '{name}'; choose one of {', '.join(frame.columns)}")
+            there = first_few(frame.columns, len(frame.columns))
+            raise UleError(f"{attributes} has no attribute '{name}'; choose one of {there}")
     table = pd.DataFrame(
         {"label": _binary(attributes, frame[target]), attribute: _binary(attributes, frame[attribute])}
     )
@@ -279,17 +282,24 @@ def _conform(data: DatasetDict, target: str, attribute: str) -> DatasetDict:
 def _read_table(file: Path, names: list[str] | None = None) -> pd.DataFrame:
     """A table indexed by file name: csv, or CelebA's own text (count, header, rows; ``names`` where it has neither)."""
     try:
-        with fsspec.open(str(file), "rt", compression="infer", encoding="utf-8") as stream:
+        with fsspec.open(str(file), "rt", compression="infer", encoding="utf-8-sig") as stream:
             text = stream.read()
-        first = text.split("\n", 1)[0]
+        first, second = [*text.split("\n", 2), "", ""][:2]
+        separator, skipped = r"\s+", 0
         if "," in first:
-            frame = pd.read_csv(io.StringIO(text), index_col=0)
-        elif names:
-            frame = pd.read_csv(io.StringIO(text), sep=r"\s+", names=names, index_col=0)
-        else:
-            frame = pd.read_csv(io.StringIO(text), sep=r"\s+", skiprows=1)
+            names, separator, skipped = next(csv.reader([first])), ",", 1
+        elif names is None:
+            names, skipped = ["image_id", *second.split()], 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with too many cells
+            rows = {"names": names, "header": None, "skiprows": skipped, "dtype": {names[0]: str}, "index_col": False}
+            frame = pd.read_csv(io.StringIO(text), sep=separator, **rows).set_index(names[0])
     except Exception as error:  # of the disk, of three kinds of compression, of pandas
-        raise UleError(f"{file} cannot be read: {str(error).strip().splitlines()[0]}; get it anew") from error
+        raise UleError(f"{file} cannot be read: {first_line(error)}; get it anew") from error
+    lacking = frame.index[frame.index.isna() | frame.isna().any(axis=1)]
+    if len(lacking):
+        raise UleError(f"{file}: a row is not whole, or has an empty cell: {first_few(lacking)}; get it anew")
+    refuse_odd_names(file, frame.index)
     if frame.index.has_duplicates:
         raise UleError(f"{file}: {frame.index[frame.index.duplicated()][0]} occurs twice; get it anew")
     return frame
@@ -300,7 +310,9 @@ def _binary(where: Path, values: pd.Series) -> pd.Series:
     binary = pd.to_numeric(values, errors="coerce").map({-1: 0, 0: 0, 1: 1})
     bad = values.index[binary.isna()]
     if len(bad):
-        raise UleError(f"{where}: '{values[bad[0]]}' of {values.name} is not -1, 0 or 1: {first_few(bad)}; get it anew")
+        raise UleError(
+            f"{where}: '{first_few([values[bad[0]]])}' of {values.name} is not -1, 0 or 1: {first_few(bad)}; get it anew"
+        )
     return binary.astype(int)
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import PIL.Image
+import PIL.ImageOps
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from ule_hf.data.groups import add_groups
 from ule_hf.data.image_table import SPLITS, first_few, read_image_table
-from ule_hf.errors import UleError
+from ule_hf.errors import UleError, first_line
 from ule_hf.seeds import named_seed
 
 logger = logging.getLogger(__name__)
@@ -145,9 +146,11 @@ def _decoding_problem(path: Path) -> str | None:
             # a JPEG at an eighth of its size: all of the file is still read, in a quarter of the time
             image.draft(None, (1, 1))
             image.load()
-            image.getexif()
+            PIL.ImageOps.exif_transpose(image)  # as `datasets` will
+            if image.mode in ("I", "F"):
+                return "32-bit pixels, of which nobody knows what is black and what is white; save it with 8 or 16 bits"
     except Exception as error:  # Pillow's plugins raise what they like
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 

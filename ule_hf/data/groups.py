@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,11 +18,18 @@ def group_names(label_names: Sequence[str], attributes: Mapping[str, Sequence[st
 
     Without attributes the groups are the labels.
 
+    Raises:
+        UleError: two groups of one name, which commas in the names can bring about.
+
     >>> group_names(["land bird", "water bird"], {"place": ["land", "water"]})
     ['land bird, place=land', 'land bird, place=water', 'water bird, place=land', 'water bird, place=water']
     """
     values = [[f"{name}={value}" for value in names] for name, names in attributes.items()]
-    return [", ".join(parts) for parts in itertools.product(label_names, *values)]
+    groups = [", ".join(parts) for parts in itertools.product(label_names, *values)]
+    twice = [group for group, count in Counter(groups).items() if count > 1]
+    if twice:
+        raise UleError(f"two groups would have the name '{twice[0]}'; rename a class or a value of an attribute")
+    return groups
 
 
 def group_ids(

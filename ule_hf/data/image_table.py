@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from unicodedata import normalize
 
 import pandas as pd
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ule_hf.errors import UleError
+from ule_hf.errors import UleError, first_line
 
 #: Where no column is named, the first of these that the metadata have holds the file names.
 IMAGE_COLUMNS = ("file_name", "img_filename", "filename", "image", "path")
@@ -21,6 +22,8 @@ _SPLIT_OF_FOLDER = {"train": "train", "training": "train", "test": "test"}
 _SPLIT_OF_FOLDER |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SPLIT_OF_CELL = _SPLIT_OF_FOLDER | dict(zip("012", SPLITS, strict=True))
 _RESERVED = ("image", "label", "split", "group", "image_id")
+#: What would break the line of a message, and bytes of a file name that are no UTF-8, which Arrow cannot store.
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def read_image_table(
@@ -52,10 +55,17 @@ def read_image_table(
 
 
 def first_few(items: Iterable[object], count: int = 3) -> str:
-    """``a, b, c and 4 more``."""
-    names = [str(item) for item in items]
+    """``a, b, c and 4 more``; control characters are written out, so that it is one line."""
+    names = [_ODD.sub(lambda odd: ascii(odd[0])[1:-1], str(item)) for item in items]
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+def refuse_odd_names(where: object, names: Iterable[str]) -> None:
+    """Raises a UleError where a file's name has control characters or is no UTF-8."""
+    odd = [name for name in names if _ODD.search(name)]
+    if odd:
+        raise UleError(f"{where}: control characters, or bytes that are no UTF-8, in {first_few(odd)}; rename it")
 
 
 def _read_metadata(
@@ -78,13 +88,18 @@ def _read_metadata(
     for name, column in columns.items():
         if column not in frame:
             option = f"--{name}_column" if name in _RESERVED else "--attribute_columns"
-            raise UleError(f"{file} has no column '{column}'; give {option} one of: {', '.join(frame.columns)}")
+            there = first_few(frame.columns, len(frame.columns))
+            raise UleError(f"{file} has no column '{column}'; give {option} one of: {there}")
 
     table = pd.DataFrame({name: frame[column] for name, column in columns.items()})
     table.index = [f"{file.name} row {row} ({image})" for row, image in zip(frame.index, table["image"], strict=True)]
     for name, column in columns.items():
         if name != "image":
-            table[name] = table[name].str.strip()  # a blank behind a name is no other class
+            # neither a blank behind a name, nor another spelling of its accents, is another class
+            table[name] = table[name].str.strip().str.normalize("NFC")
+        odd = [row for row, cell in table[name].items() if _ODD.search(cell)]
+        if odd:
+            raise UleError(f"{file}: control characters in column '{column}': {first_few(odd)}; write it in one line")
         empty = table.index[table[name] == ""]
         if len(empty):
             raise UleError(f"{file}: empty cell in column '{column}': {first_few(empty)}; fill it or remove the row")
@@ -102,18 +117,31 @@ def _read_metadata(
 
 
 def read_csv(file: Path) -> pd.DataFrame:
-    """All cells as they are written (``01`` and ``NA`` are names); the index counts rows as a spreadsheet does."""
+    """All cells as they are written (``01`` and ``NA`` are names); the index counts rows as a spreadsheet does.
+
+    Rows without anything in them are left out.
+
+    Raises:
+        UleError: no UTF-8, no header, a column twice, or a row with more cells than the header.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with too many cells
-            frame = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = str(error).strip().splitlines()[0]
+        # the header is read as a row: pandas would rename a column that occurs twice, and take the first for it
+        frame = pd.read_csv(
+            file, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
+        )
+    except (OSError, ValueError) as error:
         raise UleError(
-            f"{file} cannot be read: {reason}; save it as UTF-8 with a header, with quotes around cells with commas"
+            f"{file} cannot be read: {first_line(error)}; "
+            "save it as UTF-8 with a header, with quotes around cells with commas"
         ) from error
-    frame.index += 2
-    return frame
+    frame = frame.fillna("")  # cells that a short row lacks
+    frame.index += 1
+    frame.columns = list(frame.iloc[0])
+    twice = [name for name in frame.columns if name and list(frame.columns).count(name) > 1]
+    if twice:
+        raise UleError(f"{file} has two columns '{first_few(twice, 1)}'; rename one of them")
+    frame = frame.iloc[1:]
+    return frame[(frame != "").any(axis=1)]
 
 
 def _read_jsonl(file: Path) -> pd.DataFrame:
@@ -122,21 +150,36 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
     try:
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
-                values = json.loads(line).items()
-                rows[number] = {name: "" if value is None else str(value) for name, value in values}
-    except UnicodeDecodeError as error:
-        raise UleError(f"{file} cannot be read: {error}; save it as UTF-8") from error
-    except (ValueError, AttributeError) as error:
+                rows[number] = _json_cells(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UleError(f"{file} cannot be read: {first_line(error)}; save it as UTF-8") from error
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UleError(
             f'{file} row {number} is no JSON object; write {{"file_name": "...", "label": "..."}}'
         ) from error
     return pd.DataFrame(list(rows.values()), index=list(rows)).fillna("")
 
 
+def _json_cells(line: str) -> dict[str, str]:
+    """Names and values as strings; null, NaN, lists and objects, which are no names, as empty cells."""
+    row = json.loads(line, object_pairs_hook=_unique, parse_constant=lambda name: None)
+    cells = {
+        name: "" if value is None or isinstance(value, (list, dict)) else str(value) for name, value in row.items()
+    }
+    "".join([*cells, *cells.values()]).encode()  # a ValueError for half a surrogate pair
+    return cells
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
 def _read_folders(root: Path) -> pd.DataFrame:
     """``<class>/x.jpg``, or ``<split>/<class>/x.jpg`` where all topmost folders are named after splits."""
     images, folders = [], []
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_closed_folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = PurePath(folder).relative_to(root)
         for name in subfolders:
@@ -146,6 +189,7 @@ def _read_folders(root: Path) -> pd.DataFrame:
         images += [relative / name for name in sorted(files) if _is_image(name)]
     if not images:
         raise UleError(f"{root} holds neither metadata.csv, nor metadata.jsonl, nor images; is it the right folder?")
+    refuse_odd_names(root, map(str, images))
     table = pd.DataFrame({"image": [str(image) for image in images]}, index=[str(image) for image in images])
     _add_splits_of_folders(table)
     depth = 2 if "split" in table else 1
@@ -156,8 +200,13 @@ def _read_folders(root: Path) -> pd.DataFrame:
     empty = [folder for folder in folders if len(folder.parts) <= depth and folder not in filled]
     if empty:
         raise UleError(f"{root}: no images in {first_few(empty)}; add some or remove the folder")
-    table["label"] = [image.parts[depth - 1] for image in images]
+    table["label"] = [normalize("NFC", image.parts[depth - 1]) for image in images]
     return table
+
+
+def _refuse_closed_folder(error: OSError) -> None:
+    """`os.walk` would leave it out without a word."""
+    raise UleError(f"{error.filename} cannot be read: {error.strerror}; change its rights or move it away") from error
 
 
 def _is_image(name: str) -> bool:

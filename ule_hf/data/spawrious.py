@@ -25,7 +25,7 @@ from ule_hf.data.archives import is_archive, unpack
 from ule_hf.data.builder import build
 from ule_hf.data.folder import decodable
 from ule_hf.data.groups import group_ids, group_names
-from ule_hf.data.image_table import SPLITS, checked_paths, first_few
+from ule_hf.data.image_table import SPLITS, checked_paths, first_few, refuse_odd_names
 from ule_hf.data.publish import Card
 from ule_hf.data.sources import Source, conform_columns, open_data
 from ule_hf.data.verify import Counts, verify
@@ -293,6 +293,7 @@ def _listing(root: Path, composition: list[Cell]) -> dict[tuple[str, str, str], 
         if not (root / folder).is_dir():
             raise UleError(f"{root} has no folder {folder}; get an archive that has it (the entire one has all)")
         names = sorted(name for name in os.listdir(root / folder) if name.endswith((".png", ".jpg", ".jpeg")))
+        refuse_odd_names(root / folder, names)
         listing[cell.folder, cell.location, cell.breed] = [f"{folder}/{name}" for name in names]
     return listing
 

@@ -24,7 +24,7 @@ from ule_hf.data.archives import is_archive, unpack
 from ule_hf.data.builder import build
 from ule_hf.data.folder import decodable
 from ule_hf.data.groups import group_ids, group_names
-from ule_hf.data.image_table import checked_paths, first_few
+from ule_hf.data.image_table import checked_paths, first_few, refuse_odd_names
 from ule_hf.data.publish import Card
 from ule_hf.data.sources import conform_columns, open_data
 from ule_hf.data.verify import Counts, verify
@@ -232,6 +232,7 @@ def _files(root: Path, correlation: str) -> list[tuple[tuple[str, int, int, int]
             if not (root / folder).is_dir():
                 raise UleError(f"{root} has no folder {folder}; get or build it anew")
             names = sorted(file for file in os.listdir(root / folder) if file.endswith((".jpg", ".png")))
+            refuse_odd_names(root / folder, names)
             folders.append(((split, label, bg, co_occur_obj), folder, names))
     return folders
 

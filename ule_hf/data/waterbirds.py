@@ -133,14 +133,16 @@ def read_metadata(file: Path) -> pd.DataFrame:
     columns = {"img_filename": "image", "y": "label", "place": "place", "split": "split"}
     missing = [column for column in columns if column not in frame]
     if missing:
-        raise UleError(f"{file} has no column '{missing[0]}' (there are {', '.join(frame.columns)}); get it anew")
+        there = first_few(frame.columns, len(frame.columns))
+        raise UleError(f"{file} has no column '{missing[0]}' (there are {there}); get it anew")
     table = frame[list(columns)].rename(columns=columns)
     table.index = [f"{file.name} row {row} ({image})" for row, image in table["image"].items()]
     for column, values in {"label": (0, 1), "place": (0, 1), "split": SPLITS}.items():
         known = table[column].map(dict(zip("012", values, strict=False)))
         if known.isna().any():
             bad = table.index[known.isna()]
-            raise UleError(f"{file}: '{table[column][bad[0]]}' is no {column}: {first_few(bad)}; get it anew")
+            cell = first_few(table[column][known.isna()], 1)
+            raise UleError(f"{file}: '{cell}' is no {column}: {first_few(bad)}; get it anew")
         table[column] = known if column == "split" else known.astype(int)
     return table
 
@@ -171,6 +173,8 @@ class Waterbirds(datasets.GeneratorBasedBuilder):
         root = Path(self.config.data_dir)
         table = checked_paths(root, read_metadata(root / _METADATA))
         table = table[decodable(root, table["image"], self.config.skip_bad_images)].copy()
+        if self._masks().is_dir():
+            self._check_masks(root, table)
         table["group"] = group_ids(table["label"], table, LABELS, {"place": PLACES})
         return [
             datasets.SplitGenerator(split, gen_kwargs={"rows": table[table["split"] == split].to_dict("records")})
@@ -178,15 +182,23 @@ class Waterbirds(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        root, masks = Path(self.config.data_dir), self._masks()
+        root = Path(self.config.data_dir)
         for key, row in enumerate(rows):
             example = {column: row[column] for column in ("label", "place", "group")}
             example |= {"image": str(root / row["image"]), "image_id": row["image"]}
             if "mask" in self.info.features:
-                example["mask"] = str((masks / row["image"]).with_suffix(".png"))
-                if not os.path.isfile(example["mask"]):
-                    raise UleError(f"{example['mask']} is missing; add it, or move the folder of masks away")
+                example["mask"] = os.path.join(root, row["mask"])
             yield key, example
+
+    def _check_masks(self, root: Path, table: pd.DataFrame) -> None:
+        """Adds ``mask``, the path of a file that can be decoded."""
+        names = [os.path.join("masks", os.path.splitext(image)[0] + ".png") for image in table["image"]]
+        missing = [name for name in names if not os.path.isfile(root / name)]
+        if missing:
+            raise UleError(f"{root / missing[0]} is missing; add it, or move the folder of masks away")
+        masks = pd.DataFrame({"image": names}, index=names)
+        table["mask"] = checked_paths(root, masks)["image"].array
+        decodable(root, table["mask"], skip_bad_images=False)
 
     def _masks(self) -> Path:
         return Path(self.config.data_dir) / "masks"
