@@ -27,7 +27,7 @@ def run_once(results: Path, key: dict[str, object], data: DatasetDict, options: 
     torch.set_num_threads(1)  # so that two studies can share two cores, and sums are added in one order
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*options, "--output_dir", folder, "--disable_tqdm", "true", "--report_step_cost", "false"]
-        data_args, model_args, args = parse(arguments)
+        data_args, model_args, args, _ = parse(arguments)
         start = time.perf_counter()
         figures = fit(data, data_args.augmentation, model_args, args)
     figures["run"].pop("command")

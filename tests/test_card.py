@@ -181,5 +181,5 @@ def test_the_cards_of_the_readme_s_teachers(path):
     card = ModelCard.load(path)
     assert len(card.data.eval_results) == 2 and card.data.license
     command = card.text.split("```bash\naccelerate launch recipes/train.py ")[1].split("\n")[0]
-    data_args, _, args = parse(command.split(), recipes=REPOSITORY / "recipes")
+    data_args, _, args, _ = parse(command.split(), recipes=REPOSITORY / "recipes")
     assert f"| preset | {args.preset} |" in card.text and f"Trained on {data_args.dataset}" in card.text

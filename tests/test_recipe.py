@@ -187,7 +187,7 @@ def test_skipping_bad_images(photographs, tmp_path):
 def test_the_command_line_overrides_the_yaml_file(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("learning_rate: 1e-4\nnum_train_epochs: 7\npreset: path\nattribute_columns: [a, b]\nbf16: true\n")
-    data_args, _, args = parse(["--config", str(config), "--num_train_epochs", "5", "--use_cpu"])
+    data_args, _, args, _ = parse(["--config", str(config), "--num_train_epochs", "5", "--use_cpu"])
     assert (args.learning_rate, args.num_train_epochs, args.preset, args.bf16) == (1e-4, 5, "path", True)
     assert data_args.attribute_columns == ["a", "b"]
     config.write_text("learning_rat: 1e-4\n")

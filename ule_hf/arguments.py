@@ -1,4 +1,4 @@
-"""What a run is told: the data and the two models; and a parser whose YAML files the command line overrides."""
+"""What a run is told: data, models, method; and a parser whose YAML files the command line overrides."""
 
 from __future__ import annotations
 
@@ -99,7 +99,43 @@ class ModelArguments:
         return parsed
 
 
-def parse(argv: list[str], recipes: Path | None = None) -> tuple[DataArguments, ModelArguments, ULEConfig]:
+@dataclass
+class MethodArguments:
+    """How the model is trained, and what is written down of it. Defaults are those of the methods' papers.
+
+    Raises:
+        UleError: a value outside its range.
+    """
+
+    method: Literal["ule", "erm", "group_dro", "class_balanced", "group_balanced"] = field(
+        default="ule", metadata={"help": "ule, or what it is compared with: see ule_hf.baselines."}
+    )
+    evaluate_test_each_epoch: bool = field(
+        default=False,
+        metadata={"help": "Record the test figures of every epoch, and what each rule of selection would have chosen."},
+    )
+    group_dro_step_size: float = field(default=0.01, metadata={"help": "group_dro: η, the step of the group weights."})
+    group_dro_adjustment: float = field(
+        default=0.0, metadata={"help": "group_dro: C; C/√n is added to the loss of a group of n training images."}
+    )
+
+    def __post_init__(self) -> None:
+        positive = ("group_dro_step_size",)
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UleError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.group_dro_adjustment < 0:
+            raise UleError(f"group_dro_adjustment is {self.group_dro_adjustment}; it must not be negative")
+
+    def of_method(self) -> dict[str, Any]:
+        """The options of this method alone."""
+        return {name: value for name, value in vars(self).items() if name.startswith(f"{self.method}_")}
+
+
+Arguments = tuple[DataArguments, ModelArguments, ULEConfig, MethodArguments]
+
+
+def parse(argv: list[str], recipes: Path | None = None) -> Arguments:
     """Command line to dataclasses. ``--config FILE.yaml`` gives defaults that the command line overrides.
 
     Without ``--config``, ``<recipes>/<dataset>/default.yaml`` is used where it exists.
@@ -107,7 +143,7 @@ def parse(argv: list[str], recipes: Path | None = None) -> tuple[DataArguments, 
     Raises:
         UleError: a file that cannot be read, or an option that does not exist.
     """
-    parser = _Parser((DataArguments, ModelArguments, ULEConfig))
+    parser = _Parser((DataArguments, ModelArguments, ULEConfig, MethodArguments))
     parser.add_argument("--config", help="YAML file with options; the command line overrides it.")
     chosen = parser.parse_known_args(argv)[0]
     config = Path(chosen.config) if chosen.config else None
@@ -115,6 +151,9 @@ def parse(argv: list[str], recipes: Path | None = None) -> tuple[DataArguments, 
         config = recipes / chosen.dataset / "default.yaml"
     if config is not None:
         parser.set_defaults(**_read_yaml(config, known=set(vars(chosen)) - {"config"}))
+    if parser.parse_known_args(argv)[0].method != "ule":
+        # a teacher without a student: what is saved of the options must not look like ULE
+        parser.set_defaults(preset="paper", unlearning_weight="0", student_head_start="0")
     *parsed, _config, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         options = [f"--{name}" for name in vars(chosen)]

@@ -49,6 +49,7 @@ class CardFacts:
             where they come from, what they cannot show.
         published_preprocessing: the benchmark whose published preprocessing evaluation used instead of the model's.
         command: what was typed.
+        method: what trained it, where that was not ULE.
         plain: the ``teacher`` part of the results of plain training with the same recipe.
 
     Raises:
@@ -64,6 +65,7 @@ class CardFacts:
     data_note: str | None = None
     published_preprocessing: str | None = None
     command: str | None = None
+    method: str | None = None
     plain: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -114,7 +116,7 @@ def render_card(folder: str | Path) -> str:
         config=config,
         method={name: config[name] for name in METHOD_OPTIONS if _is_set(config.get(name))},
         training={name: config[name] for name in TRAINING_OPTIONS if _is_set(config.get(name))},
-        is_plain=config["unlearning_weight"] == 0,
+        is_plain=config["unlearning_weight"] == 0 and facts.method is None,
         results=results,
         table=_table(results, facts.plain) if results else None,
         selection=_selection(config, results),
@@ -134,12 +136,13 @@ def card_metadata(
         license=facts.license,
         library_name="timm" if is_timm else "transformers",
         pipeline_tag="image-classification",
-        tags=["image-classification", "spurious-correlations", "group-robustness", "ule", "ule_hf"]
+        tags=["image-classification", "spurious-correlations", "group-robustness"]
+        + (["ule", "ule_hf"] if facts.method is None else ["ule_hf"])
         + (["timm", "transformers"] if is_timm else []),
         base_model=facts.initial_weights if has_base else None,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         model_name=title if results else None,
-        eval_results=_eval_results(facts, results["teacher"]) if results else None,
+        eval_results=_eval_results(facts, shipped(results)) if results else None,
     )
 
 
@@ -163,12 +166,19 @@ def plain_results(folder: str | Path, beside: str | Path) -> dict[str, Any]:
         UleError: the run used the term, or was tested on other groups.
     """
     plain, results = (read_json(Path(path) / RESULTS_FILE) for path in (folder, beside))
-    if plain["run"]["unlearning_weight"] != 0:
+    if plain["run"].get("method", "ule") not in ("ule", "erm"):
+        raise UleError(f"{folder}: no plain training, its method is {plain['run']['method']}")
+    if plain["run"].get("unlearning_weight", 0) != 0:
         raise UleError(f"{folder}: no plain training, its unlearning_weight is {plain['run']['unlearning_weight']}")
-    sizes = [{n: group["size"] for n, group in r["teacher"]["groups"].items()} for r in (plain, results)]
+    sizes = [{n: group["size"] for n, group in shipped(r)["groups"].items()} for r in (plain, results)]
     if sizes[0] != sizes[1]:
         raise UleError(f"{folder}: tested on other groups than {beside}; train both with the same data options")
-    return plain["teacher"]
+    return shipped(plain)
+
+
+def shipped(results: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the model that is in the folder."""
+    return results.get("teacher") or results["model"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,11 +213,12 @@ def _eval_results(facts: CardFacts, teacher: dict[str, Any]) -> list[EvalResult]
 
 def _table(results: dict[str, Any], plain: dict[str, Any] | None) -> list[list[str]]:
     """Rows of cells, heading first: each summary and group with its sizes, plain training, student, teacher."""
-    models = ([plain] if plain else []) + [results["student"], results["teacher"]]
-    heading = ["", "training images", "test images", *(["plain training"] if plain else []), "student", "**teacher**"]
+    models = ([plain] if plain else []) + [results[name] for name in ("student", "teacher", "model") if name in results]
+    names = ["student", "**teacher**"] if "teacher" in results else ["**model**"]
+    heading = ["", "training images", "test images", *(["plain training"] if plain else []), *names]
     rows = [[name, "", "", *(_percent(m[f"test_{key}"]) for m in models)] for key, name in SUMMARY.items()]
     trained_on = results.get("train_group_sizes", {})
-    for name, group in results["teacher"]["groups"].items():
+    for name, group in shipped(results)["groups"].items():
         accuracies = [_percent(m["groups"][name]["accuracy"]) for m in models]
         rows.append([name.replace("|", "\\|"), str(trained_on.get(name, "")), str(group["size"]), *accuracies])
     return [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]

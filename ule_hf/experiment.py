@@ -1,43 +1,53 @@
-"""One run from data to results: build, train, evaluate both models, save. What `recipes/train.py` calls."""
+"""One run from data to results: build, train, evaluate, save. What `recipes/train.py` calls."""
 
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import shutil
-from dataclasses import replace
-from importlib.metadata import version
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset, DatasetDict, Image
-from transformers import ProgressCallback
+from datasets import DatasetDict, Image
 from transformers.trainer_utils import get_last_checkpoint
 
-from ule_hf.arguments import DataArguments, ModelArguments
+from ule_hf.arguments import DataArguments, MethodArguments, ModelArguments
 from ule_hf.attribution import check_grid
-from ule_hf.backbones import load_backbone
-from ule_hf.card import RESULTS_FILE, CardFacts
+from ule_hf.baselines import erm, group_dro, sampling
+from ule_hf.card import CardFacts
+from ule_hf.classifier_trainer import ClassifierTrainer
 from ule_hf.config import ULEConfig
 from ule_hf.data import BENCHMARKS, load
 from ule_hf.data.preprocessing import cache_resized, transforms_of
 from ule_hf.data.transforms import pixel_format
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
-from ule_hf.metrics import BENCHMARK_SUMMARY, SUMMARY, benchmark_metrics
 from ule_hf.pair import StudentTeacher
-from ule_hf.progress import EpochLines
-from ule_hf.seeds import named_seed
+from ule_hf.results import (
+    Results,
+    curve,
+    evaluate_last_epoch,
+    figures,
+    format_table,
+    model_names,
+    record,
+    selections,
+)
+from ule_hf.task import FIRST_STAGE, Task, earlier_run, load_initial
 from ule_hf.trainer import ULETrainer
 
 logger = logging.getLogger(__name__)
 
 DIGITS_LICENSE = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)"
-Results = dict[str, Any]
 
 
-def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, command: str | None = None) -> Results:
+def run(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    args: ULEConfig,
+    method_args: MethodArguments | None = None,
+    command: str | None = None,
+) -> Results:
     """Load the data that ``data_args`` names, then :func:`fit`."""
     _checkpoint_to_resume(args)  # refuse before anything is loaded
     # a crop could cut off what holds the shortcut
@@ -55,7 +65,7 @@ def run(data_args: DataArguments, model_args: ModelArguments, args: ULEConfig, c
         data_note=_data_note(data_args),
         command=command,
     )
-    return fit(data, augmentation, model_args, args, command, card)
+    return fit(data, augmentation, model_args, args, command, card, method_args)
 
 
 def fit(
@@ -65,49 +75,67 @@ def fit(
     args: ULEConfig,
     command: str | None = None,
     card: CardFacts | None = None,
+    method_args: MethodArguments | None = None,
 ) -> Results:
-    """Train a student and a teacher, evaluate both on the test split, save the teacher.
+    """Train by one method, evaluate on the test split, save the model that is shipped: of ULE the teacher.
 
     Args:
         data: ``train``, ``validation`` and ``test`` as :func:`ule_hf.data.load` gives them.
         augmentation: see :class:`ule_hf.data.transforms.TrainTransform`.
         command: what the user typed, recorded in the results.
         card: what the model card says of data, licence and origin.
+        method_args: the method; by default ULE.
 
     Returns:
-        What is written to ``<output_dir>/results.json``: for ``teacher`` and ``student`` each ``test_accuracy``,
-        ``test_worst_group_accuracy``, ``test_train_weighted_accuracy``, ``test_worst_class_accuracy``, the benchmark's
-        own figures (:func:`ule_hf.metrics.benchmark_metrics`) and ``groups`` (name -> accuracy and size); the same
-        under ``last_epoch``, whichever epoch was selected; and under ``run`` what it takes to do it again.
+        What is written to ``<output_dir>/results.json``: for ``teacher`` and ``student``, or of another method than
+        ULE for ``model``, each ``test_accuracy``, ``test_worst_group_accuracy``, ``test_train_weighted_accuracy``,
+        ``test_worst_class_accuracy``, the benchmark's own figures (:func:`ule_hf.metrics.benchmark_metrics`) and
+        ``groups`` (name -> accuracy and size); the same under ``last_epoch``, whichever epoch was selected; with
+        ``evaluate_test_each_epoch`` also ``curve`` and ``selections`` (:mod:`ule_hf.results`); and under ``run`` what
+        it takes to do it again.
 
     Raises:
         UleError: any bad input; nothing has been written then, except by training itself.
     """
+    method_args = method_args or MethodArguments()
+    method = METHODS[method_args.method]
+    with_groups = _have_attributes(data)
+    if not with_groups and (method.training_groups or method.validation_groups):
+        raise UleError(
+            f"--method {method_args.method} needs group labels, and the data has none beside its classes; name the "
+            "spurious attributes (--attribute_columns), or choose a method that needs none"
+        )
     checkpoint = _checkpoint_to_resume(args)
-    pair, processor = build_pair(model_args, data["train"].features["label"].names, args)
+    processor = load_initial(model_args, data["train"].features["label"].names, args.seed, "teacher")[1]
     published = data["train"].info.dataset_name if augmentation == "published" else None
-    train_transform, eval_transform = transforms_of(data["train"], processor, augmentation, args.seed)
-    trainer = ULETrainer(
-        model=pair,
+    task = Task(
+        data=data,
+        transforms=transforms_of(data["train"], processor, augmentation, args.seed),
+        processor=processor,
+        model_args=model_args,
+        method_args=method_args,
         args=args,
-        train_dataset=data["train"].with_transform(train_transform),
-        eval_dataset=data["validation"].with_transform(eval_transform),
-        processing_class=processor,
-        card=replace(card or CardFacts(), published_preprocessing=published),
+        card=replace(card or CardFacts(), published_preprocessing=published, method=method.title),
+        checkpoint=checkpoint,
+        resuming=args.resume_from_checkpoint is not None,
     )
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(EpochLines)
-    if args.overwrite_output_dir and checkpoint is None and trainer.is_world_process_zero():
-        _remove_earlier_run(Path(args.output_dir))
-    trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    test = data["test"].with_transform(eval_transform)
+    wall, cpu = time.perf_counter(), time.process_time()
+    trainer = method.train(task)
+    seconds = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    names = model_names(method_args.method)
+    recorded = _curve(task, trainer, names, with_groups) if method_args.evaluate_test_each_epoch else {}
+    test = task.for_evaluation(data["test"])
     results = {
-        **_figures(trainer.evaluate(test, metric_key_prefix="test"), data["test"]),
-        "last_epoch": _figures(_evaluate_last_epoch(trainer, test), data["test"]),
-        "train_group_sizes": dict(zip(data["train"].features["group"].names, trainer.train_group_sizes, strict=True)),
-        "run": {"dataset": label_of(data), **_record(augmentation, model_args, args, trainer, command)},
+        **figures(trainer.evaluate(test, metric_key_prefix="test"), data["test"], names),
+        "last_epoch": figures(evaluate_last_epoch(trainer, test), data["test"], names),
+        "train_group_sizes": dict(zip(data["train"].features["group"].names, task.group_sizes, strict=True)),
+        **recorded,
+        "run": {
+            "dataset": label_of(data),
+            **record(augmentation, model_args, method_args, args, trainer, command),
+            "labels_used": method.labels_used(),
+            **{name: round(value, 2) for name, value in seconds.items()},
+        },
     }
     trainer.results = results
     trainer.save_model(_internal_call=True)
@@ -123,42 +151,55 @@ def fit(
     return results
 
 
-def build_pair(model_args: ModelArguments, label_names: list[str], args: ULEConfig) -> tuple[StudentTeacher, Any]:
-    """Student and teacher, each initialised from a seed of its own name, and the teacher's image processor."""
-    options = {
-        "label_names": label_names,
-        "model_args": model_args.parsed_model_args(),
-        "checkpoint_path": model_args.checkpoint_path,
-    }
-    teacher, processor = load_backbone(
-        model_args.model, seed=named_seed(args.seed, "teacher"), image_size=model_args.image_size, **options
-    )
-    pixels = pixel_format(processor)
-    check_grid(args.variant().grid, pixels.height, pixels.width)
-    # a student of its own kind has to take what the teacher's processor makes
-    student_size = model_args.image_size if model_args.student_model is None else pixels.height
-    student, _ = load_backbone(
-        model_args.student_model or model_args.model,
-        seed=named_seed(args.seed, "student"),
-        image_size=student_size,
-        **options,
-    )
-    return StudentTeacher(student, teacher, args.variant()), processor
+def train_ule(task: Task) -> ULETrainer:
+    """Train a student and a teacher, each initialised from a seed of its own name."""
+    variant = task.args.variant()
+    pixels = pixel_format(task.processor)
+    check_grid(variant.grid, pixels.height, pixels.width)
+    model_args = task.model_args
+    if model_args.student_model is not None:  # one of its own kind has to take what the teacher's processor makes
+        model_args = replace(model_args, model=model_args.student_model, image_size=pixels.height)
+    student, _ = load_initial(model_args, task.labels, task.args.seed, "student")
+    return task.train(task.trainer(ULETrainer, StudentTeacher(student, task.classifier(), variant)))
 
 
-def format_table(results: Results) -> str:
-    """Student beside teacher: average, train-weighted average, worst class, worst group, each group with its size."""
-    student, teacher = results["student"], results["teacher"]
-    shown = {f"test_{key}": name for key, name in (SUMMARY | BENCHMARK_SUMMARY).items()}
-    rows = [(name, "", student[key], teacher[key]) for key, name in shown.items() if key in teacher]
-    rows += [
-        (f"  {name}", str(group["size"]), student["groups"][name]["accuracy"], group["accuracy"])
-        for name, group in teacher["groups"].items()
-    ]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{'test accuracy':<{width}}  {'images':>6}  student  teacher"]
-    lines += [f"{name:<{width}}  {size:>6}  {100 * s:>7.1f}  {100 * t:>7.1f}" for name, size, s, t in rows]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Method:
+    """How a method trains, what people call it, and which group labels it reads itself, selection apart."""
+
+    train: Callable[[Task], ClassifierTrainer]
+    title: str | None
+    training_groups: bool = False
+    validation_groups: bool = False
+
+    def labels_used(self) -> dict[str, str]:
+        """What the method has seen of the two splits."""
+        used = {"training": self.training_groups, "validation": self.validation_groups}
+        return {split: "class and group" if groups else "class" for split, groups in used.items()}
+
+
+METHODS = {
+    "ule": Method(train_ule, None),
+    "erm": Method(erm.train, "plain training (empirical risk minimisation)"),
+    "group_dro": Method(group_dro.train, "Group DRO (Sagawa et al. 2020)", training_groups=True),
+    "class_balanced": Method(sampling.train_class_balanced, "plain training with class-balanced sampling"),
+    "group_balanced": Method(
+        sampling.train_group_balanced, "plain training with group-balanced sampling", training_groups=True
+    ),
+}
+
+
+def _have_attributes(data: DatasetDict) -> bool:
+    """Whether groups are more than the classes in training and validation."""
+    return all(data[s].features["group"].names != data[s].features["label"].names for s in ("train", "validation"))
+
+
+def _curve(task: Task, trainer: ClassifierTrainer, names: dict[str, str], with_groups: bool) -> Results:
+    splits = (task.data["validation"], task.data["test"], names)
+    first_stage = [{**entry, "stage": 1} for entry in curve(task.first_stage_log, *splits)]
+    entries = first_stage + curve(trainer.state.log_history, *splits)
+    head_start = task.args.student_head_start if isinstance(trainer, ULETrainer) else 0.0
+    return {"curve": entries, "selections": selections(entries, head_start, with_groups)}
 
 
 def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
@@ -215,77 +256,17 @@ def _checkpoint_to_resume(args: ULEConfig) -> str | None:
     if wanted is not None:
         latest = str(wanted).lower() in ("latest", "true")
         checkpoint = get_last_checkpoint(output_dir) if latest and output_dir.is_dir() else wanted
+        if checkpoint is None and (output_dir / FIRST_STAGE).is_dir():
+            return None  # the last stage has not begun, the first is gone on with
         if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():
             raise UleError(
                 f"--resume_from_checkpoint {wanted}: no checkpoint there or in {output_dir}; "
                 "name a checkpoint-N folder, or leave the option out to start anew"
             )
         return str(checkpoint)
-    if _earlier_run(output_dir) and not args.overwrite_output_dir:
+    if earlier_run(output_dir) and not args.overwrite_output_dir:
         raise UleError(
             f"{output_dir} already holds a model; give another --output_dir, or go on with "
             "--resume_from_checkpoint latest, or discard it with --overwrite_output_dir"
         )
     return None
-
-
-def _earlier_run(output_dir: Path) -> list[Path]:
-    names = ("model.safetensors", "student", RESULTS_FILE, "checkpoint-*")
-    return [path for name in names for path in output_dir.glob(name)]
-
-
-def _remove_earlier_run(output_dir: Path) -> None:
-    for path in _earlier_run(output_dir):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _evaluate_last_epoch(trainer: ULETrainer, test: Dataset) -> dict[str, float]:
-    """Test metrics of the last epoch, to show beside the selected one what selection did."""
-    best, last = trainer.state.best_model_checkpoint, get_last_checkpoint(trainer.args.output_dir)
-    selected_earlier = bool(trainer.args.load_best_model_at_end and best and last and not os.path.samefile(best, last))
-    if selected_earlier:
-        trainer._load_from_checkpoint(last)
-    metrics = trainer.evaluate(test, metric_key_prefix="test")
-    if selected_earlier:
-        trainer._load_best_model()
-    return metrics
-
-
-def _figures(metrics: dict[str, float], test: Dataset) -> Results:
-    names = test.features["group"].names
-    ids = list(test.with_format(None)["group"])
-    figures: Results = {}
-    for model, prefix in (("teacher", "test_"), ("student", "test_student_")):
-        figures[model] = {f"test_{key}": metrics[f"{prefix}{key}"] for key in SUMMARY}
-        figures[model]["groups"] = {
-            name: {"accuracy": metrics[f"{prefix}group_{g}_accuracy"], "size": ids.count(g)}
-            for g, name in enumerate(names)
-            if f"{prefix}group_{g}_accuracy" in metrics
-        }
-        by_group = [metrics.get(f"{prefix}group_{g}_accuracy", float("nan")) for g in range(len(names))]
-        own = benchmark_metrics(test.info.dataset_name, metrics[f"{prefix}accuracy"], by_group)
-        figures[model] |= {f"test_{key}": value for key, value in own.items()}
-    return figures
-
-
-def _record(
-    augmentation: str, model_args: ModelArguments, args: ULEConfig, trainer: ULETrainer, command: str | None
-) -> dict[str, Any]:
-    packages = ("ule_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
-    return {
-        "command": command,
-        "seed": args.seed,
-        "variant": vars(args.variant()),
-        "unlearning_weight": args.unlearning_weight,
-        "student_head_start": args.student_head_start,
-        "epochs": args.num_train_epochs,
-        "selected_by": args.metric_for_best_model if args.load_best_model_at_end else "last epoch",
-        "selected_checkpoint": os.path.basename(trainer.state.best_model_checkpoint or "") or None,
-        "selected_score": trainer.state.best_metric,
-        "processes": args.world_size,
-        "device": str(args.device),
-        "machine": platform.machine(),
-        "augmentation": augmentation,
-        "model": vars(model_args),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }

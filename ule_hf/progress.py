@@ -24,14 +24,17 @@ class EpochLines(ProgressCallback):
             )
         elif "eval_accuracy" in logs:
             self.training_bar.write(self._line(logs, state.epoch))
-        elif "student_loss" in logs:
+        elif "loss" in logs:
             self._of_training = logs
 
     def _line(self, validation: dict[str, float], epoch: float) -> str:
         names = {"student_loss": "student loss", "teacher_loss": "teacher loss", "overlap": "overlap"}
+        if "student_loss" not in self._of_training:
+            names = {"loss": "loss"}
         shown = [f"{name} {self._of_training[key]:.3f}" for key, name in names.items() if key in self._of_training]
         counts = ("dead_maps", "batches_of_one_class")
         shown += [f"{key.replace('_', ' ')} {self._of_training[key]}" for key in counts if key in self._of_training]
-        worst = [100 * validation[f"eval_{prefix}worst_class_accuracy"] for prefix in ("student_", "")]
-        shown.append("validation, worst class: student {:.1f} teacher {:.1f}".format(*worst))
+        models = {"student ": "student_", "teacher ": ""} if "eval_student_accuracy" in validation else {"": ""}
+        worst = [f"{n}{100 * validation[f'eval_{p}worst_class_accuracy']:.1f}" for n, p in models.items()]
+        shown.append(f"validation, worst class: {' '.join(worst)}")
         return f"epoch {epoch:g}  " + "  ".join(shown)

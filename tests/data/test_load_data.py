@@ -58,7 +58,7 @@ def test_an_option_of_another_dataset():
 
 @pytest.mark.parametrize(("name", "weight_decay", "batch"), [("waterbirds", 1e-3, 32), ("celeba", 1e-4, 128)])
 def test_recipes(name, weight_decay, batch):
-    data_args, _, args = parse(["--dataset", name, "--use_cpu"], recipes=RECIPES)
+    data_args, _, args, _ = parse(["--dataset", name, "--use_cpu"], recipes=RECIPES)
     assert data_args.augmentation == "published"
     assert (args.learning_rate, args.weight_decay, args.per_device_train_batch_size) == (1e-3, weight_decay, batch)
     assert (args.optim, args.optim_args) == ("sgd", "momentum=0.9")

@@ -58,7 +58,7 @@ def test_dominoes(tmp_path):
 
 @pytest.mark.parametrize("name", ["spawrious", "urbancars"])
 def test_recipes(name):
-    data_args, model_args, args = parse(["--dataset", name, "--use_cpu"], recipes=RECIPES)
+    data_args, model_args, args, _ = parse(["--dataset", name, "--use_cpu"], recipes=RECIPES)
     assert (data_args.augmentation, model_args.model) == ("published", "timm/resnet50.tv_in1k")
     if name == "spawrious":
         assert (args.learning_rate, args.weight_decay, args.max_steps) == (5e-5, 0, 5001)
