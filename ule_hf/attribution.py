@@ -210,7 +210,8 @@ def apply_sign(attribution: Tensor, sign: Sign) -> Tensor:
 def normalise(maps: Tensor, norm: Norm) -> Tensor:
     """Each map divided by its largest absolute value, its absolute sum or its l2 norm, or replaced by its ranks.
 
-    A map that is zero everywhere (a dead score) stays zero and passes no gradient: it is not divided by.
+    A map that is zero everywhere (a dead score) stays zero and passes no gradient: it is not divided by. One that is
+    not finite does not become finite.
     ``rank`` maps the values to equal steps from 0 to 1 and is constant almost everywhere, so it passes no gradient:
     it is for the student's map.
 
@@ -227,7 +228,7 @@ def normalise(maps: Tensor, norm: Norm) -> Tensor:
     tensor([[1.0000, 0.0000, 0.5000]])
     """
     if norm == "rank":
-        return maps.argsort(dim=1).argsort(dim=1).to(maps.dtype) / max(maps.shape[1] - 1, 1)
+        return maps.argsort(dim=1).argsort(dim=1).to(maps.dtype) / max(maps.shape[1] - 1, 1) + 0 * maps
     if norm == "max":
         scale = maps.abs().amax(dim=1, keepdim=True)
     elif norm == "sum":
@@ -235,10 +236,10 @@ def normalise(maps: Tensor, norm: Norm) -> Tensor:
     elif norm == "l2":
         # the norm of a zero vector has no gradient: take the root only where there is something
         square = maps.square().sum(dim=1, keepdim=True)
-        scale = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
+        scale = torch.where(square == 0, 1.0, square).sqrt() * (square != 0)
     else:
         raise UleError(f"map_norm {norm!r} is not known; choose one of {', '.join(get_args(Norm))}")
-    alive = scale > torch.finfo(maps.dtype).eps ** 2
+    alive = ~(scale <= torch.finfo(maps.dtype).eps ** 2)
     return torch.where(alive, maps, 0.0) / torch.where(alive, scale, 1.0)
 
 

@@ -6,7 +6,6 @@ Alone it trains plainly (empirical risk minimisation); :class:`ule_hf.trainer.UL
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, EvalPrediction, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.backbones import is_convolutional
 from ule_hf.card import CardFacts
@@ -126,10 +124,8 @@ class ClassifierTrainer(PublishingTrainer):
         if not model.training:
             loss = F.cross_entropy(output.logits, labels)
             return (loss, {"loss": loss, "logits": output.logits}) if return_outputs else loss
-        loss = self.training_loss(output, inputs)
+        loss = self.require_finite(self.training_loss(output, inputs))
         self._add("train_accuracy", (output.logits.argmax(dim=1) == labels).float().mean())
-        if not torch.isfinite(loss):
-            raise UleError(f"the loss is not finite at step {self.state.global_step + 1}; {self._way_back()}")
         return (loss, output) if return_outputs else loss
 
     def training_loss(self, output: Any, inputs: dict[str, Any]) -> Tensor:
@@ -138,11 +134,6 @@ class ClassifierTrainer(PublishingTrainer):
 
     def _in_memory_format(self, pixel_values: Tensor) -> Tensor:
         return pixel_values.contiguous(memory_format=torch.channels_last) if self.channels_last else pixel_values
-
-    def _way_back(self) -> str:
-        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written"
-        return f"{kept}; try a lower learning_rate, or max_grad_norm 1.0"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.train_sampler is None else self.train_sampler

@@ -79,6 +79,10 @@ class ULEConfig(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Discard the model that the output folder already holds."}
     )
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "A loss, saliency map or gradient that is not finite stops the run, or skips the step."},
+    )
     hub_push_student: bool = field(default=False, metadata={"help": "Push the trained student too, as student/."})
 
     eval_strategy: str = "epoch"
@@ -116,6 +120,8 @@ class ULEConfig(TrainingArguments):
                 f"student_head_start is {self.student_head_start:g} of num_train_epochs {self.num_train_epochs:g}, so "
                 "the teacher would never be trained; give more epochs or a shorter head start"
             )
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise UleError(f"on_nonfinite {self.on_nonfinite!r} is not known; choose one of stop, skip")
         for name in ("unlearning_weight", "unlearning_warmup", "student_head_start"):
             if getattr(self, name) < 0:
                 raise UleError(f"{name} is {getattr(self, name)}; it must not be negative")

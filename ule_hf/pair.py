@@ -2,10 +2,15 @@
 
 One call, because that is what DistributedDataParallel synchronises, what autocast covers, and what updates each
 BatchNorm's statistics once.
+
+The student needs first derivatives only, so its backward runs inside the forward, before the teacher is called: its
+graph is freed early, and for the score ``log_prob`` the input gradient is a by-product. The outer backward hands the
+ready gradients out, where DistributedDataParallel's hooks, gradient accumulation and a scaled loss expect them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +18,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import ModelOutput
@@ -29,8 +36,9 @@ class StudentTeacherOutput(ModelOutput):
     """What one forward gives.
 
     ``loss`` is what to call ``backward`` on: student_loss + teacher_loss + unlearning_weight · unlearning_loss.
-    ``logits`` (the teacher's, None while it is not trained) and ``student_logits`` are ``[B, K]``. The last three are
-    scalars for the log, and None where the step has no term: no weight, evaluation, or a path and one class only.
+    ``logits`` (the teacher's, None while it is not trained) and ``student_logits`` are ``[B, K]``; in training the
+    student's are detached. The last three are scalars for the log, and None where the step has no term: no weight,
+    evaluation, or a path and one class only.
     """
 
     loss: Tensor | None = None
@@ -71,6 +79,7 @@ class StudentTeacher(nn.Module):
         labels: Tensor | None = None,
         unlearning_weight: float = 0.0,
         train_teacher: bool = True,
+        unlearning_fraction: float = 1.0,
         partners: Tensor | None = None,
         points: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -82,45 +91,73 @@ class StudentTeacher(nn.Module):
             labels: ``[B]`` class ids; without them no loss is computed.
             unlearning_weight: λ; at 0 the teacher is trained plainly and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
+            unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples. Both models see
+                those once more, with batch statistics of their own: the term is that of the smaller batch.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
-        unlearn = self.training and train_teacher and labels is not None and unlearning_weight > 0
-        at_images = unlearn and self.variant.attribution == "gradient"
-        if at_images:
-            pixel_values = pixel_values.detach().requires_grad_()
-
-        student_logits = _logits(self.student, pixel_values)
-        teacher_logits = None
-        if train_teacher:
-            with self._twice_differentiable() if at_images else nullcontext():
-                teacher_logits = _logits(self.teacher, pixel_values)
         if labels is None:
-            return StudentTeacherOutput(logits=teacher_logits, student_logits=student_logits)
+            return StudentTeacherOutput(
+                logits=_logits(self.teacher, pixel_values) if train_teacher else None,
+                student_logits=_logits(self.student, pixel_values),
+            )
+        unlearn = self.training and train_teacher and unlearning_weight > 0
+        at_images = unlearn and self.variant.attribution == "gradient" and unlearning_fraction == 1
 
-        student_loss = self._student_loss(student_logits, labels)
+        student = self._student_pass(pixel_values, labels, saliency=at_images)
         if not train_teacher:
-            return StudentTeacherOutput(loss=student_loss, student_logits=student_logits, student_loss=student_loss)
+            student_loss = student.loss_with_gradients()
+            return StudentTeacherOutput(loss=student_loss, student_logits=student.logits, student_loss=student_loss)
+        images = pixel_values.detach().requires_grad_() if at_images else pixel_values
+        with self._twice_differentiable() if at_images else nullcontext():
+            teacher_logits = _logits(self.teacher, images)
         teacher_loss = F.cross_entropy(teacher_logits, labels)
-        # evaluation reports the teacher alone: it is the model that is shipped
-        loss = student_loss + teacher_loss if self.training else teacher_loss
+
         maps = None
         if at_images:
-            maps = self._maps_at_images(pixel_values, labels, student_logits, teacher_logits)
-            pixel_values.requires_grad_(False)  # the last backward then computes no image gradient of its own
+            score = class_score(teacher_logits, labels, self.variant.score)
+            maps = self._maps(student.saliency, input_gradient(score, images, create_graph=True))
+            images.requires_grad_(False)  # the last backward then computes no image gradient of its own
         elif unlearn:
-            path = draw_path(labels, generator) if partners is None else (partners, points)
-            maps = self._maps_on_path(pixel_values, labels, *path) if path else None
+            some = slice(math.ceil(unlearning_fraction * len(labels)))
+            maps = self._maps_of_some(pixel_values.detach(), labels, some, partners, points, generator)
         of_term = self._term(*maps) if maps else {}
+
+        # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
+        student_loss = student.loss_with_gradients()
+        # evaluation reports the teacher alone: it is the model that is shipped
+        loss = student_loss + teacher_loss if self.training else teacher_loss
         if of_term:
             loss = loss + unlearning_weight * of_term["unlearning_loss"]
         return StudentTeacherOutput(
             loss=loss,
             logits=teacher_logits,
-            student_logits=student_logits,
+            student_logits=student.logits,
             student_loss=student_loss,
             teacher_loss=teacher_loss,
             **of_term,
         )
+
+    def _student_pass(self, images: Tensor, labels: Tensor, saliency: bool) -> _StudentPass:
+        """The student's loss, its gradients (in training), and the score's gradient at the images where asked for."""
+        images = images.detach().requires_grad_(saliency)
+        logits = _logits(self.student, images)
+        loss = self._student_loss(logits, labels)
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        if not (self.training and loss.requires_grad):
+            return _StudentPass(logits, loss)
+
+        of_images = None
+        with torch.autocast(images.device.type, enabled=False):  # as in any backward: autocast is for the forward
+            # Σ log p is −B times the mean cross-entropy, so that its input gradient comes with the loss's
+            together = saliency and (self.variant.student_loss, self.variant.score) == ("cross_entropy", "log_prob")
+            if saliency and not together:
+                of_images = input_gradient(class_score(logits, labels, self.variant.score), images, retain_graph=True)
+            wanted = [images, *parameters] if together else parameters
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+            if together:
+                of_images, gradients = -len(labels) * gradients[0], gradients[1:]
+        known = {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        return _StudentPass(logits.detach(), loss.detach(), of_images, known)
 
     def _twice_differentiable(self):
         """Around a forward of the teacher: its second derivative exists and is cheap."""
@@ -130,7 +167,8 @@ class StudentTeacher(nn.Module):
     def _term(self, student_map: Tensor, teacher_map: Tensor) -> dict[str, Tensor]:
         shown = apply_control(student_map, self.variant.control, self.variant.term)
         return {
-            "unlearning_loss": unlearning_term(shown, teacher_map, self.variant.term).mean(),
+            # comparing (`mass`) would swallow a student's map that is not finite
+            "unlearning_loss": unlearning_term(shown, teacher_map, self.variant.term).mean() + 0 * student_map.sum(),
             "overlap": overlap(student_map, teacher_map.detach()).mean(),
             "dead_maps": sum((m.detach() == 0).all(dim=1).sum() for m in (student_map, teacher_map)),
         }
@@ -173,27 +211,36 @@ class StudentTeacher(nn.Module):
             return F.cross_entropy(logits, labels)
         return generalised_cross_entropy(logits, labels, self.variant.gce_q)
 
-    def _maps_at_images(
-        self, images: Tensor, labels: Tensor, student_logits: Tensor, teacher_logits: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        score = self.variant.score
-        of_student = input_gradient(class_score(student_logits, labels, score), images, retain_graph=True)
-        of_teacher = input_gradient(class_score(teacher_logits, labels, score), images, create_graph=True)
-        return self._maps(of_student, of_teacher)
-
-    def _maps_on_path(self, images: Tensor, labels: Tensor, partners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, difference = mix(images.detach(), partners, points)
-        mixed.requires_grad_()
+    def _maps_of_some(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        some: slice,
+        partners: Tensor | None,
+        points: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Maps from passes of their own: on the path, or at some of the images. None where there is no path."""
+        inputs, labels_of_partners, difference = images[some], None, None
+        if self.variant.attribution == "path":
+            path = draw_path(labels, generator) if partners is None else (partners, points)
+            if path is None:
+                return None
+            inputs, difference = (t[some] for t in mix(images, *path))
+            labels_of_partners = labels[path[0]][some]
+        inputs = inputs.detach().requires_grad_()
 
         def attribution(model: nn.Module, create_graph: bool) -> Tensor:
-            score = class_score(_logits(model, mixed), labels, self.variant.score, labels[partners])
-            return path_attribution(score, mixed, difference, create_graph)
+            score = class_score(_logits(model, inputs), labels[some], self.variant.score, labels_of_partners)
+            if difference is None:
+                return input_gradient(score, inputs, create_graph)
+            return path_attribution(score, inputs, difference, create_graph)
 
         with frozen_batch_statistics(self):
             of_student = attribution(self.student, create_graph=False)
             with self._twice_differentiable():
                 of_teacher = attribution(self.teacher, create_graph=True)
-        mixed.requires_grad_(False)
+        inputs.requires_grad_(False)
         return self._maps(of_student, of_teacher)
 
     def _maps(self, of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,6 +251,34 @@ class StudentTeacher(nn.Module):
             attribution_map(of_student, variant.grid, variant.map_sign, variant.map_norm, sum_before_sign),
             attribution_map(of_teacher, variant.grid, variant.map_sign, teacher_norm, sum_before_sign),
         )
+
+
+@dataclass
+class _StudentPass:
+    """What the student's forward and backward leave: nothing that holds a graph, in training."""
+
+    logits: Tensor
+    loss: Tensor
+    saliency: Tensor | None = None
+    gradients: dict[nn.Parameter, Tensor] | None = None
+
+    def loss_with_gradients(self) -> Tensor:
+        """The loss, as a node whose backward gives each parameter its ready gradient."""
+        return _HandOut.apply(self.loss, [*self.gradients.values()], *self.gradients) if self.gradients else self.loss
+
+
+class _HandOut(Function):
+    """(loss, gradients, parameters) → loss, differentiable in the parameters."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *parameters):
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return None, None, *torch._foreach_mul(ctx.saved_tensors, g)
 
 
 def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) -> Tensor:

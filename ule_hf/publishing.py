@@ -28,7 +28,6 @@ from ule_hf.card import (
     card_metadata,
     write_card,
 )
-from ule_hf.checkpoints import WholeCheckpoints
 from ule_hf.errors import UleError
 from ule_hf.hub import (
     check_card,
@@ -39,11 +38,12 @@ from ule_hf.hub import (
     teacher_files,
 )
 from ule_hf.hub_errors import HubUnavailable
+from ule_hf.watch import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class PublishingTrainer(WholeCheckpoints):
+class PublishingTrainer(WatchedTrainer):
     """A Trainer whose folders hold what is shipped at their root, and which pushes it.
 
     ``card`` is what the model card cannot know from the folder; ``results``, once known, is saved as ``results.json``.

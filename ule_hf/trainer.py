@@ -6,8 +6,9 @@ and pushes in :mod:`ule_hf.publishing`.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.classifier_trainer import ClassifierTrainer, decayed_apart
 from ule_hf.config import ULEConfig
@@ -24,6 +24,7 @@ from ule_hf.hub import STUDENT_FOLDER
 from ule_hf.pair import StudentTeacher, StudentTeacherOutput, twice_differentiable_attention
 from ule_hf.seeds import named_generator
 from ule_hf.step_cost import measure_step_cost
+from ule_hf.watch import StudentLearns
 
 # how PyTorch says it: for its own kernels, for custom functions, for compiled modules
 NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
@@ -32,7 +33,6 @@ LOGGED_MEANS = (
     *("student_accuracy", "teacher_accuracy", "student_grad_norm", "teacher_grad_norm"),
     "unlearning_weight",
 )
-LOGGED_COUNTS = ("batches_of_one_class", "dead_maps")  # since the start; shown once there are any
 
 
 class ULETrainer(ClassifierTrainer):
@@ -56,6 +56,8 @@ class ULETrainer(ClassifierTrainer):
     """
 
     logged_means = LOGGED_MEANS
+    logged_counts = ("batches_of_one_class", "dead_maps")
+    remedy = "a lower learning_rate or unlearning_weight, or max_grad_norm 1.0"
 
     def __init__(self, model: StudentTeacher, args: ULEConfig, **kwargs: Any) -> None:
         if not isinstance(model, StudentTeacher):
@@ -69,7 +71,8 @@ class ULETrainer(ClassifierTrainer):
                 "the student's folder keeps the image processor that made its input"
             )
         super().__init__(model, args, **kwargs)
-        self._counts = {name: torch.zeros((), device=self.args.device) for name in LOGGED_COUNTS}
+        self._student_learns = StudentLearns(self, self.num_classes)
+        self.add_callback(self._student_learns)
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -101,9 +104,10 @@ class ULETrainer(ClassifierTrainer):
             train_teacher=self._teacher_has_joined(),
             generator=self._path_generator(),
         )
-        self._require_finite(output)
-        self._record(output, labels)
-        return (output.loss, output) if return_outputs else output.loss
+        loss = self.require_finite(output.loss, partial(_losses, output))
+        if loss is output.loss:
+            self._record(output, labels)
+        return (loss, output) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Says what to set where a layer has no second derivative; reports the cost of a step once."""
@@ -143,37 +147,17 @@ class ULETrainer(ClassifierTrainer):
         self._micro_step = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
         return named_generator(self.args.seed, "path", *self._micro_step, self.args.process_index)
 
-    def _require_finite(self, output: StudentTeacherOutput) -> None:
-        if torch.isfinite(output.loss):
-            return
-        names = ("student_loss", "teacher_loss", "unlearning_loss")
-        losses = ", ".join(f"{n} {getattr(output, n).item():.4g}" for n in names if getattr(output, n) is not None)
-        raise UleError(f"the loss is not finite at step {self.state.global_step + 1} ({losses}); {self._way_back()}")
+    def clipped_apart(self) -> Mapping[str, nn.Module]:
+        """Student and teacher: one must not shrink the other's step. The teacher's norm is the one that is logged."""
+        return {"student": self.model.student, "teacher": self.model.teacher}
 
-    def _way_back(self) -> str:
-        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written"
-        return f"{kept}; try a lower learning_rate or unlearning_weight, or max_grad_norm 1.0"
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Student and teacher are clipped apart: the Trainer's joint norm would let one shrink the other's step."""
-        return self._clip_each(self.args.max_grad_norm)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
-        """As above, without clipping where ``max_grad_norm`` is 0. The teacher's norm is the one that is logged."""
-        return self._clip_each(float("inf")) if grad_norm is None else grad_norm
-
-    def _clip_each(self, max_norm: float) -> Tensor:
-        norms = {}
-        for name in ("student", "teacher"):
-            parameters = getattr(self.accelerator.unwrap_model(self.model), name).parameters()
-            norms[name] = self.accelerator.clip_grad_norm_(parameters, max_norm)
-            if not np.isfinite(float(norms[name])):
-                raise UleError(
-                    f"the {name}'s gradient is not finite at step {self.state.global_step + 1}; {self._way_back()}"
-                )
-            self._add(f"{name}_grad_norm", norms[name])
-        return norms["teacher"]
+    def clip(self, max_norm: float) -> dict[str, Tensor]:
+        """As :meth:`WatchedTrainer.clip`; the norms are logged."""
+        norms = super().clip(max_norm)
+        for name, norm in norms.items():
+            if not self._skipped_in_a_row:
+                self._add(f"{name}_grad_norm", norm)
+        return norms
 
     # ---- optimiser ----
 
@@ -195,29 +179,53 @@ class ULETrainer(ClassifierTrainer):
         for name, logits in (("student", output.student_logits), ("teacher", output.logits)):
             if logits is not None:
                 self._add(f"{name}_accuracy", (logits.argmax(dim=1) == labels).float().mean())
+        if self.current_unlearning_weight() > 0:
+            self._student_learns.add(output.student_logits.argmax(dim=1), labels)
         if output.dead_maps is not None:
             self._counts["dead_maps"] += output.dead_maps
         elif self.current_unlearning_weight() > 0:
             self._counts["batches_of_one_class"] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss, accuracy and norm since the last log line, over all processes."""
-        if "loss" in logs:
-            counts = self.accelerator.reduce(torch.stack(list(self._counts.values())), reduction="sum").tolist()
-            logs |= {name: int(count) for name, count in zip(self._counts, counts, strict=True) if count}
+        """As the others', which add means and totals; says once in words what a dead map is."""
         super().log(logs, start_time)
+        if logs.get("dead_maps"):
+            self.warn_once(
+                "%d saliency maps were zero everywhere by epoch %.3g (the score does not depend on the image, or all "
+                "its units are off): they are left at zero, not divided by, and teach nothing; the log counts them",
+                *(logs["dead_maps"], logs["epoch"]),
+            )
 
     def compute_group_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Default ``compute_metrics``: :func:`ule_hf.metrics.classification_metrics` of teacher and student.
 
         The teacher's figures bear their plain names, the student's begin with ``student_``.
         """
+        self._warn_of_one_answer(prediction.predictions[0])
         of_teacher, of_student = (self._metrics_of(logits, prediction) for logits in prediction.predictions)
         return of_teacher | {f"student_{name}": value for name, value in of_student.items()}
+
+    def _warn_of_one_answer(self, logits: np.ndarray) -> None:
+        answers = np.unique(np.argmax(logits, axis=1))
+        if len(answers) == 1 and len(logits) > 1 and (self.state.epoch or 0.0) > self.args.student_head_start:
+            self.warn_once(
+                "the teacher has collapsed: at epoch %.3g it answers %s to each of %d images, so its saliency map, and "
+                "the unlearning term, means nothing (a lower unlearning_weight or learning_rate?)",
+                *(self.state.epoch, self.model.teacher.config.id2label[int(answers[0])], len(logits)),
+            )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Not before the teacher has been trained."""
         return self.state.epoch > self.args.student_head_start and super()._determine_best_metric(metrics, trial)
+
+
+def _losses(output: StudentTeacherOutput) -> tuple[str, str]:
+    """What of them is not finite, and all of them."""
+    losses = {name: getattr(output, name) for name in ("student_loss", "teacher_loss", "unlearning_loss")}
+    losses = {name: loss.item() for name, loss in losses.items() if loss is not None}
+    wrong = [name for name, loss in losses.items() if not np.isfinite(loss)]
+    what = "a saliency map" if wrong == ["unlearning_loss"] else "the loss"
+    return what, ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
 
 
 def _first_given(value: float | None, otherwise: float) -> float:

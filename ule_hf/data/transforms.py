@@ -135,15 +135,18 @@ class TrainTransform(EvalTransform):
 
 
 def collate(features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Rows of a transformed dataset to one batch: ``pixel_values``, ``labels`` and, where present, ``group``."""
+    """Rows of a transformed dataset to one batch: ``pixel_values``, ``labels`` and, where present, ``group`` and
+    ``image_id`` (a list, to say which images a batch had)."""
     keys = [key for key in ("pixel_values", "labels", "group") if key in features[0]]
-    return {key: torch.stack([torch.as_tensor(row[key]) for row in features]) for key in keys}
+    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in features]) for key in keys}
+    return batch | {"image_id": [row["image_id"] for row in features]} if "image_id" in features[0] else batch
 
 
 def _with_targets(pixel_values: torch.Tensor, batch: dict[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
     columns = {"labels": "label", "group": "group"}
     targets = {key: torch.tensor(batch[column]) for key, column in columns.items() if column in batch}
-    return {"pixel_values": pixel_values, **targets}
+    ids = {"image_id": list(batch["image_id"])} if "image_id" in batch else {}
+    return {"pixel_values": pixel_values, **targets, **ids}
 
 
 def _crop_and_flip(target: PixelFormat) -> Callable[[PIL.Image.Image], torch.Tensor]:
