@@ -8,12 +8,18 @@ from dataclasses import replace
 
 USAGE = """usage: ule-hf train [options]
        ule-hf compare FILE.yaml --output FILE.jsonl [options]
+       ule-hf report RESULTS... [--output DIR] [--models DIR]
+       ule-hf explain MODEL IMAGE... [--output DIR] [--student DIR] [--attribution gradient|path] [--grid CELLS]
+       ule-hf demo MODEL [--student DIR] [--port PORT] [--share] [--space DIR]
        ule-hf card DIR [--plain DIR] [--output FILE]
        ule-hf push DIR REPO [--private] [--revision BRANCH] [--with_student]
        ule-hf verify BENCHMARK [--data_dir DIR | --metadata FILE]
 
   train    train a robust teacher (the same as recipes/train.py; see ule-hf train --help)
   compare  methods x seeds x datasets from one file, with a table (see ule-hf compare --help)
+  report   one HTML page with tables, charts and pictures of a comparison
+  explain  pictures of where a teacher and its student look in your images
+  demo     the same as a page in the browser, or as a Space
   card     render the model card of an output folder anew
   push     put the teacher of an output folder on the Hub
   verify   compare a copy of a benchmark with the published one (see ule-hf verify --help)
@@ -40,17 +46,33 @@ def main(argv: list[str] | None = None) -> int:
         from ule_hf.data.commands import verify_main
 
         return verify_main(BENCHMARKS, rest)
-    if command not in ("card", "push"):
+    if command not in ("card", "push", "report", "explain", "demo"):
         print(f"error: there is no command {command!r}\n{USAGE}", file=sys.stderr)
         return 2
     from ule_hf.errors import UleError
 
     try:
-        print(card(rest) if command == "card" else push(rest))
+        print(_run(command, rest))
     except UleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(command: str, argv: list[str]) -> str:
+    if command == "report":
+        from ule_hf.report.page import report_main
+
+        return report_main(argv)
+    if command == "explain":
+        from ule_hf.report.explain import explain_main
+
+        return explain_main(argv)
+    if command == "demo":
+        from ule_hf.report.demo import demo_main
+
+        return demo_main(argv)
+    return card(argv) if command == "card" else push(argv)
 
 
 def card(argv: list[str]) -> str:

@@ -73,7 +73,7 @@ def _attribution(classifier: nn.Module, pixel_values: Tensor, kind: MapKind, ref
 
 
 def _expected_gradients(classifier: nn.Module, images: Tensor, predicted: Tensor, references: Tensor) -> Tensor:
-    """``[B, C, H, W]``; its sum over a picture is the mean of log p(reference) − log p(image) of the predicted class."""
+    """``[B, C, H, W]``; a picture's sum is the mean of log p(reference) − log p(image) of the predicted class."""
     size = len(images)
     total = torch.zeros_like(images)
     for ends in references.unbind(dim=1):
