@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.table:
             print(table(arguments.file, arguments.output))
             return 0
-        values = dict(pair.partition("=")[::2] for pair in arguments.set)
+        if wrong := [pair for pair in arguments.set if "=" not in pair]:
+            raise UleError(f"--set {wrong[0]}: write NAME=VALUE")
+        values = dict(pair.split("=", 1) for pair in arguments.set)
         failed = compare(
             arguments.file,
             arguments.output,

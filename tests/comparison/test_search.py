@@ -79,7 +79,7 @@ def test_the_rule_decides(tmp_path):
         for search in (SEARCH, by_average)
     ]
     assert abs(rates[0] - 0.5) < abs(rates[1] - 0.5)
-    with pytest.raises(RunFailed, match="all 5 trials of its search failed.*needs group labels"):
+    with pytest.raises(RunFailed, match=r"all 5 trials of its search failed.*needs group labels"):
         best_options(cell("erm"), Search(5, SEARCH.space, rule="worst_group"), tmp_path / "groups", Formula())
 
 

@@ -144,7 +144,7 @@ def _folder(cell: Cell, keep_models: Path | None) -> Iterator[Path]:
     if not (unfinished / RESULTS_FILE).is_file():
         shutil.rmtree(unfinished)
         return
-    for checkpoint in unfinished.glob("checkpoint-*"):
+    for checkpoint in unfinished.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
