@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import smooth_network
-from ule_hf.attribution import draw_path
+from ule_hf.attribution import class_score, draw_path
 from ule_hf.pair import StudentTeacher, frozen_batch_statistics, generalised_cross_entropy
 from ule_hf.variant import Variant
 
@@ -185,3 +186,75 @@ def test_generalised_cross_entropy():
     torch.testing.assert_close(
         generalised_cross_entropy(logits, labels, 1e-6), nn.functional.cross_entropy(logits, labels), rtol=1e-4, atol=0
     )
+
+
+@pytest.mark.parametrize("variant", [PAPER, PATH, VARIANTS["gradient-log_prob-overlap"]], ids=["paper", "path", "log"])
+def test_the_term_on_a_part_of_the_batch_is_that_of_the_smaller_batch(variant):
+    """With BatchNorm, whose statistics couple the samples."""
+    images, labels = torch.randn(7, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 0, 1, 0])
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)).double()
+    pair = StudentTeacher(copy.deepcopy(network), network, variant).train()
+    partners, points = torch.tensor([1, 0, 0, 1, 1, 0, 1]), torch.rand(7, dtype=torch.float64)
+
+    def teachers_gradient(samples: int, weight: float, fraction: float = 1.0) -> list[torch.Tensor]:
+        pair.zero_grad()
+        some = {"partners": partners[:samples], "points": points[:samples], "unlearning_fraction": fraction}
+        pair(images[:samples], labels[:samples], weight, **some).loss.backward()
+        return [p.grad.clone() for p in pair.teacher.parameters()]
+
+    found = teachers_gradient(7, 1.5, fraction=0.5)  # four of seven
+    parts = zip(teachers_gradient(7, 0.0), teachers_gradient(4, 1.5), teachers_gradient(4, 0.0), strict=True)
+    for gradient, (plain, with_term, without) in zip(found, parts, strict=True):
+        torch.testing.assert_close(gradient, plain + with_term - without, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", ["predicted", "label", "log_prob"])
+@pytest.mark.parametrize("student_loss", ["cross_entropy", "generalised_cross_entropy"])
+def test_the_students_gradients_and_map_are_those_of_separate_passes(score, student_loss):
+    images, labels = torch.randn(6, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 0, 1])
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)).double()
+    pair = StudentTeacher(network, copy.deepcopy(network), Variant(score=score, student_loss=student_loss)).train()
+    seen = []
+    pair._maps = lambda student, teacher: seen.append(student) or StudentTeacher._maps(pair, student, teacher)
+    pair(images, labels, unlearning_weight=1.0).loss.backward()
+
+    reference = copy.deepcopy(network)
+    inputs = images.clone().requires_grad_()
+    logits = reference(inputs)
+    (saliency,) = torch.autograd.grad(class_score(logits, labels, score).sum(), inputs, retain_graph=True)
+    torch.testing.assert_close(seen[0], saliency, rtol=1e-10, atol=1e-12)
+    pair._student_loss(logits, labels).backward()
+    for found, expected in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_scaled_loss_and_frozen_or_unused_parameters(batch):
+    """What GradScaler and accumulation do to the loss reaches the student's gradients, which were there first."""
+    images, labels = batch
+    pair = pair_of(PAPER)
+    pair.student.requires_grad_(False)[-1].requires_grad_(True)
+    pair.student.unused = nn.Parameter(torch.ones(1))
+    pair(images, labels, unlearning_weight=1.0).loss.backward()
+    once = pair.student[-1].weight.grad.clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(pair(images, labels, unlearning_weight=1.0).loss).backward()
+    torch.testing.assert_close(pair.student[-1].weight.grad, 9 * once)
+    with_gradient = {name for name, p in pair.student.named_parameters() if p.grad is not None}
+    assert with_gradient == {"3.weight", "3.bias"}
+
+
+def test_the_students_graph_is_gone_before_the_teacher_is_called(batch):
+    class Saved:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+            saved.add(self)
+
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()
+    held = {}
+    pair = pair_of(PAPER)
+    for name in ("student", "teacher"):
+        getattr(pair, name)[-1].register_forward_hook(lambda *_, name=name: held.update({name: len(saved)}))
+    pair.teacher[0].register_forward_pre_hook(lambda *_: held.update(between=len(saved)))
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda box: box.tensor):
+        pair(*batch, unlearning_weight=1.0)
+    assert held["student"] > 0 and held["teacher"] > 0 and held["between"] == 0

@@ -23,7 +23,8 @@ class ULEConfig(TrainingArguments):
 
     > Schedule, student, controls
 
-    unlearning_warmup, gce_q, control, student_learning_rate, student_weight_decay
+    unlearning_warmup, unlearning_interval, unlearning_fraction, gce_q, control, student_learning_rate,
+    student_weight_decay
 
     > Hub
 
@@ -58,6 +59,12 @@ class ULEConfig(TrainingArguments):
     )
     unlearning_warmup: float = field(
         default=0.0, metadata={"help": "Epochs over which the weight rises from 0, after the head start."}
+    )
+    unlearning_interval: int = field(
+        default=1, metadata={"help": "The term at every k-th optimiser step only, with k times its weight."}
+    )
+    unlearning_fraction: float = field(
+        default=1.0, metadata={"help": "The term on this part of each batch, by a pass of its own."}
     )
     control: Control = field(
         default="none", metadata={"help": "What stands in for the student's map, to see whether the student teaches."}
@@ -122,6 +129,10 @@ class ULEConfig(TrainingArguments):
             )
         if self.on_nonfinite not in ("stop", "skip"):
             raise UleError(f"on_nonfinite {self.on_nonfinite!r} is not known; choose one of stop, skip")
+        if self.unlearning_interval < 1:
+            raise UleError(f"unlearning_interval is {self.unlearning_interval}; it must be 1 or more steps")
+        if not 0 < self.unlearning_fraction <= 1:
+            raise UleError(f"unlearning_fraction is {self.unlearning_fraction}; it must lie in (0, 1]")
         for name in ("unlearning_weight", "unlearning_warmup", "student_head_start"):
             if getattr(self, name) < 0:
                 raise UleError(f"{name} is {getattr(self, name)}; it must not be negative")

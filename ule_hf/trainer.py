@@ -102,6 +102,7 @@ class ULETrainer(ClassifierTrainer):
             labels,
             unlearning_weight=self.current_unlearning_weight(),
             train_teacher=self._teacher_has_joined(),
+            unlearning_fraction=self.args.unlearning_fraction,
             generator=self._path_generator(),
         )
         loss = self.require_finite(output.loss, partial(_losses, output))
@@ -133,13 +134,18 @@ class ULETrainer(ClassifierTrainer):
         return (self.state.epoch or 0.0) >= self.args.student_head_start
 
     def current_unlearning_weight(self) -> float:
-        """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs."""
+        """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs.
+
+        With ``unlearning_interval`` k it is k · λ at every k-th optimiser step and 0 between (lazy regularisation,
+        Karras et al. 2020); which steps those are follows from the number of the step alone.
+        """
         since_joining = (self.state.epoch or 0.0) - self.args.student_head_start
-        if since_joining < 0:
+        if since_joining < 0 or self.state.global_step % self.args.unlearning_interval:
             return 0.0
+        weight = self.args.unlearning_weight * self.args.unlearning_interval
         if since_joining >= self.args.unlearning_warmup:
-            return self.args.unlearning_weight
-        return self.args.unlearning_weight * since_joining / self.args.unlearning_warmup
+            return weight
+        return weight * since_joining / self.args.unlearning_warmup
 
     def _path_generator(self) -> torch.Generator:
         """Partners and points are a function of seed, step, micro-batch and rank: nothing to save, nothing shifted."""
