@@ -99,6 +99,11 @@ class ModelArguments:
         return parsed
 
 
+Method = Literal[
+    "ule", "erm", "group_dro", "jtt", "lff", "dfr", "afr", "class_balanced", "group_balanced", "eiil"
+]  # fmt: skip
+
+
 @dataclass
 class MethodArguments:
     """How the model is trained, and what is written down of it. Defaults are those of the methods' papers.
@@ -107,9 +112,7 @@ class MethodArguments:
         UleError: a value outside its range.
     """
 
-    method: Literal["ule", "erm", "group_dro", "class_balanced", "group_balanced"] = field(
-        default="ule", metadata={"help": "ule, or what it is compared with: see ule_hf.baselines."}
-    )
+    method: Method = field(default="ule", metadata={"help": "ule, or what it is compared with: see ule_hf.baselines."})
     evaluate_test_each_epoch: bool = field(
         default=False,
         metadata={"help": "Record the test figures of every epoch, and what each rule of selection would have chosen."},
@@ -119,13 +122,29 @@ class MethodArguments:
         default=0.0, metadata={"help": "group_dro: C; C/√n is added to the loss of a group of n training images."}
     )
 
+    jtt_first_epochs: float = field(default=1.0, metadata={"help": "jtt: T, epochs of the first model."})
+    jtt_upweight: float = field(default=20.0, metadata={"help": "jtt: λ, how much more often errors are drawn."})
+    lff_decay: float = field(default=0.7, metadata={"help": "lff: decay of each image's average losses."})
+    dfr_subsets: int = field(default=20, metadata={"help": "dfr: balanced subsets whose weights are averaged."})
+    afr_held_out: float = field(
+        default=0.2, metadata={"help": "afr: share of training that the last layer is fitted to."}
+    )
+    afr_gamma: float = field(default=4.0, metadata={"help": "afr: γ, how much what is hard weighs more."})
+    afr_penalty: float = field(default=0.1, metadata={"help": "afr: λ, of the distance to the first model's layer."})
+    eiil_first_epochs: float = field(default=1.0, metadata={"help": "eiil: epochs of the reference model."})
+
     def __post_init__(self) -> None:
-        positive = ("group_dro_step_size",)
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UleError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.group_dro_adjustment < 0:
-            raise UleError(f"group_dro_adjustment is {self.group_dro_adjustment}; it must not be negative")
+        above_zero = ("group_dro_step_size", "jtt_first_epochs", "jtt_upweight", "dfr_subsets", "eiil_first_epochs")
+        allowed = {
+            "above 0": {name: getattr(self, name) > 0 for name in above_zero},
+            "0 or more": {n: getattr(self, n) >= 0 for n in ("group_dro_adjustment", "afr_gamma", "afr_penalty")},
+            "in [0, 1)": {"lff_decay": 0 <= self.lff_decay < 1},
+            "between 0 and 1": {"afr_held_out": 0 < self.afr_held_out < 1},
+        }
+        for where, names in allowed.items():
+            for name, holds in names.items():
+                if not holds:
+                    raise UleError(f"{name} is {getattr(self, name)}; it must be {where}")
 
     def of_method(self) -> dict[str, Any]:
         """The options of this method alone."""

@@ -198,7 +198,7 @@ def _load_pretrained(
             dtype=torch.float32,  # the default is the saved precision
             **source,
         )
-    head = _head_names(classifier)
+    head = head_names(classifier)
     replaced = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
     lost = [key for key in replaced if key.rpartition(".")[0] not in head]
     if lost:
@@ -259,7 +259,7 @@ def _load_checkpoint(classifier: TimmWrapperForImageClassification, path: Path) 
     expected = classifier.state_dict()
     wrong = weights.keys() ^ expected.keys()
     wrong |= {k for k in weights.keys() & expected.keys() if weights[k].shape != expected[k].shape}
-    head = _head_names(classifier)
+    head = head_names(classifier)
     body = sorted(k.removeprefix("timm_model.") for k in wrong if k.rpartition(".")[0] not in head)
     if body:
         raise UleError(
@@ -329,7 +329,7 @@ def _model_args(timm_model: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in get_model_args(timm_model).items() if k != "num_classes"}
 
 
-def _head_names(classifier: PreTrainedModel) -> list[str]:
+def head_names(classifier: PreTrainedModel) -> list[str]:
     """The modules that make the logits: those that one more class would change."""
     config = copy.deepcopy(classifier.config)
     config.num_labels += 1

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, EvalPrediction, TrainerCallback
 
@@ -35,6 +37,7 @@ UNDECAYED_SUFFIXES = (
     "position_embeddings",
     "bias_table",
 )
+KEPT_TENSORS_FILE = "kept.safetensors"
 
 
 class ClassifierTrainer(PublishingTrainer):
@@ -62,6 +65,8 @@ class ClassifierTrainer(PublishingTrainer):
     loss_is_scaled_for_ga = False
     #: What `log` shows as means since the last line; :meth:`_add` collects them.
     logged_means: tuple[str, ...] = ("train_accuracy",)
+    #: Attributes, tensors, that a checkpoint keeps beside weights and optimiser.
+    kept_tensors: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -150,6 +155,24 @@ class ClassifierTrainer(PublishingTrainer):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters with their own learning rate and weight decay; the first group's rate is logged."""
         return decayed_apart(self.model, self.args.learning_rate, self.args.weight_decay)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.kept_tensors and self.args.should_save:
+            save_file({name: getattr(self, name) for name in self.kept_tensors}, Path(output_dir) / KEPT_TENSORS_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.kept_tensors and checkpoint is not None:
+            kept = load_file(Path(checkpoint) / KEPT_TENSORS_FILE, device=str(self.args.device))
+            for name in self.kept_tensors:
+                setattr(self, name, kept[name])
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """With persistent workers the Trainer would read the first data it evaluated, whatever it is given."""
+        if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        return self.get_test_dataloader(eval_dataset)
 
     # ---- log and metrics ----
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import DatasetDict, Image
-from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.arguments import DataArguments, MethodArguments, ModelArguments
 from ule_hf.attribution import check_grid
-from ule_hf.baselines import erm, group_dro, sampling
+from ule_hf.baselines import afr, dfr, eiil, erm, group_dro, jtt, lff, sampling
 from ule_hf.card import CardFacts
+from ule_hf.checkpoints import last_checkpoint
 from ule_hf.classifier_trainer import ClassifierTrainer
 from ule_hf.config import ULEConfig
 from ule_hf.data import BENCHMARKS, load
@@ -182,6 +182,11 @@ METHODS = {
     "ule": Method(train_ule, None),
     "erm": Method(erm.train, "plain training (empirical risk minimisation)"),
     "group_dro": Method(group_dro.train, "Group DRO (Sagawa et al. 2020)", training_groups=True),
+    "jtt": Method(jtt.train, "JTT (Liu et al. 2021)"),
+    "lff": Method(lff.train, "LfF (Nam et al. 2020)"),
+    "dfr": Method(dfr.train, "DFR (Kirichenko et al. 2023)", validation_groups=True),
+    "afr": Method(afr.train, "AFR (Qiu et al. 2023)"),
+    "eiil": Method(eiil.train, "EIIL (Creager et al. 2021) with Group DRO"),
     "class_balanced": Method(sampling.train_class_balanced, "plain training with class-balanced sampling"),
     "group_balanced": Method(
         sampling.train_group_balanced, "plain training with group-balanced sampling", training_groups=True
@@ -255,7 +260,7 @@ def _checkpoint_to_resume(args: ULEConfig) -> str | None:
     wanted = args.resume_from_checkpoint
     if wanted is not None:
         latest = str(wanted).lower() in ("latest", "true")
-        checkpoint = get_last_checkpoint(output_dir) if latest and output_dir.is_dir() else wanted
+        checkpoint = last_checkpoint(output_dir) if latest else wanted
         if checkpoint is None and (output_dir / FIRST_STAGE).is_dir():
             return None  # the last stage has not begun, the first is gone on with
         if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import BaseImageProcessor, PreTrainedModel, ProgressCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.arguments import MethodArguments, ModelArguments
 from ule_hf.backbones import load_backbone
 from ule_hf.card import RESULTS_FILE, CardFacts
+from ule_hf.checkpoints import last_checkpoint
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.config import ULEConfig
 from ule_hf.data.transforms import EvalTransform, TrainTransform
@@ -117,13 +118,19 @@ class Task:
             trainer._load_from_checkpoint(str(folder))
             trainer.state = TrainerState.load_from_json(str(folder / STATE_FILE))
         else:
-            self._train(trainer, get_last_checkpoint(str(folder)) if self.resuming and folder.is_dir() else None)
+            self._train(trainer, last_checkpoint(folder) if self.resuming else None)
             trainer.save_model(_internal_call=True)
             trainer.save_state()  # written last: it says that the stage is finished
         self.first_stage_log = trainer.state.log_history
         return trainer
 
+    def training_logits(self, trainer: ClassifierTrainer) -> tuple[np.ndarray, np.ndarray]:
+        """What the trainer's model makes of every training image as evaluation sees it, ``[N, K]``; labels ``[N]``."""
+        train = self.data["train"]
+        return trainer.predict(self.for_evaluation(train)).predictions, column(train, "label")
+
     def _train(self, trainer: ClassifierTrainer, checkpoint: str | None) -> None:
+        trainer.claim_output_dir(self.args.output_dir)
         if not self.resuming:
             if trainer.is_world_process_zero():
                 for path in earlier_run(Path(self.args.output_dir)):

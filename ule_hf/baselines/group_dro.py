@@ -1,18 +1,17 @@
 """Group DRO: distributionally robust optimisation over groups.
 
 Minimises max_g E[ℓ(f(x), y) | g] by an online game (Sagawa, Koh, Hashimoto, Liang, *Distributionally robust neural
-networks for group shifts*, ICLR 2020, algorithm 1): groups are drawn with equal probability; with L_g the mean loss of
-the batch's images of group g, first q_g ← q_g exp(η (L_g + C/√n_g)), divided by Σ_g q_g, then a step on Σ_g q_g L_g.
-C/√n_g, n_g the group's size in training, is the paper's group adjustment (equation 5); as it does not depend on the
-weights it acts through q alone. Labels: class and group in training.
+networks for group shifts*, ICLR 2020, algorithm 1): groups are drawn with equal probability; with L_g the mean loss
+of the batch's images of group g, first q_g ← q_g exp(η (L_g + C/√n_g)), divided by Σ_g q_g, then a step on Σ_g q_g
+L_g. C/√n_g is the paper's group adjustment, n_g the group's size in training; as it does not depend on the weights it
+acts through q alone. The paper's gains with large networks need strong regularisation besides, a matter of the
+recipe: weight decay, or few epochs.
 
-The paper's gains with large networks need strong regularisation besides, a matter of the recipe: weight decay or few
-epochs.
+Labels: class and group in training.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from torch import Tensor
 from ule_hf.baselines.sampling import WeightedSampler, balancing_weights
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.task import Task
-
-STATE_FILE = "group_weights.pt"
 
 
 def updated_weights(weights: Tensor, group_losses: Tensor, step_size: float) -> Tensor:
@@ -45,6 +42,8 @@ class GroupDROTrainer(ClassifierTrainer):
         adjustment: C.
     """
 
+    kept_tensors = ("group_weights",)
+
     def __init__(
         self, model: Any, args: Any, *, train_sizes: Tensor, step_size: float, adjustment: float = 0.0, **kwargs: Any
     ) -> None:
@@ -63,21 +62,11 @@ class GroupDROTrainer(ClassifierTrainer):
         all_sums, all_counts = self.accelerator.reduce(torch.stack([sums.detach(), counts]), reduction="sum")
         seen = all_counts > 0
         means = torch.where(seen, all_sums / all_counts.clamp_min(1) + self.adjustment, 0.0)
-        self.group_weights = updated_weights(self.group_weights, means, self.step_size)
+        if means.isfinite().all():  # a batch that is skipped must not spoil what follows
+            self.group_weights = updated_weights(self.group_weights, means, self.step_size)
         # gradients are averaged over processes, these are shares of one sum
         shares = sums * self.accelerator.num_processes / all_counts.clamp_min(1)
         return self.group_weights @ shares
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            torch.save(self.group_weights, os.path.join(output_dir, STATE_FILE))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = torch.load(os.path.join(checkpoint, STATE_FILE), map_location=self.args.device, weights_only=True)
-            self.group_weights = state
 
 
 def train(task: Task) -> ClassifierTrainer:

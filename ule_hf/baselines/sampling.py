@@ -2,8 +2,9 @@
 
 Minimises 1/K Σ_k E[ℓ(f(x), y) | k] over classes or groups k, by drawing image i with probability 1 / (K n_{k(i)}),
 n_k the images of k in training (Idrissi et al., *Simple data balancing achieves competitive worst-group-accuracy*,
-CLeaR 2022: RWY and RWG). An epoch has as many draws as the training split has images. Labels: the class, or class and
-group in training.
+CLeaR 2022: RWY and RWG). An epoch has as many draws as the training split has images.
+
+Labels: the class; for groups, class and group in training.
 """
 
 from __future__ import annotations
