@@ -99,7 +99,10 @@ class WholeCheckpoints(Trainer):
 
     failed_saves = 0
     _best_saved: tuple[float | None, int | None, str | None] = (None, None, None)
-    _lock: FileLock | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._locks: dict[Path, FileLock] = {}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with True for the last whole checkpoint.
@@ -108,41 +111,42 @@ class WholeCheckpoints(Trainer):
             UleError: another run writes to ``output_dir``, it cannot be written, or not all processes see it; a
                 checkpoint that lacks a part.
         """
-        with self.only_writer():
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-                if resume_from_checkpoint is None:
-                    raise UleError(f"there is no checkpoint in {self.args.output_dir} to go on from")
-            if resume_from_checkpoint:
-                self._check_checkpoint(resume_from_checkpoint)
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self.claim_output_dir()
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise UleError(f"there is no checkpoint in {self.args.output_dir} to go on from")
+        if resume_from_checkpoint:
+            self._check_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
-    @contextmanager
-    def only_writer(self) -> Iterator[None]:
-        """Holds the lock of ``output_dir``: two launches that do not know of one another would overwrite each other."""
-        output_dir = Path(self.args.output_dir)
+    def claim_output_dir(self, output_dir: str | None = None) -> None:
+        """Locks ``output_dir``, by default its own, for as long as this trainer lives: two launches that do not know of
+        one another would overwrite each other. Trainers of one process share the lock.
+
+        Raises:
+            UleError: another process holds it, the folder cannot be written, or not all processes see it.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if folder in self._locks:
+            return
+        self._locks[folder] = FileLock(folder / LOCK_FILE, is_singleton=True)
         error = None
         if self.args.should_save:
             try:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                self._lock = self._lock or FileLock(output_dir / LOCK_FILE)
-                self._lock.acquire(timeout=0)
-                for partial in output_dir.glob(f"{PARTIAL}*"):  # of a run that was killed
+                folder.mkdir(parents=True, exist_ok=True)
+                self._locks[folder].acquire(timeout=0)
+                for partial in folder.glob(f"{PARTIAL}*"):  # of a run that was killed
                     shutil.rmtree(partial, ignore_errors=True)
             except Timeout:
                 error = (
-                    f"another run is writing to {output_dir}; give another --output_dir, or, if these were meant to be "
+                    f"another run is writing to {folder}; give another --output_dir, or, if these were meant to be "
                     "processes of one run, start them with accelerate launch --multi_gpu --num_processes N"
                 )
             except OSError as cause:
-                error = f"output_dir {output_dir} cannot be written ({cause.strerror or cause}); give another"
-        try:
-            self._agree(error)
-            self._agree(self._unseen(output_dir))
-            yield
-        finally:
-            if self._lock is not None and error is None:
-                self._lock.release()
+                error = f"output_dir {folder} cannot be written ({cause.strerror or cause}); give another"
+        self._agree(error)
+        self._agree(self._unseen(folder))
 
     def _agree(self, error: str | None) -> None:
         """All processes raise the first error that one of them has."""
@@ -150,12 +154,12 @@ class WholeCheckpoints(Trainer):
         if errors:
             raise UleError(errors[0])
 
-    def _unseen(self, output_dir: Path) -> str | None:
+    def _unseen(self, folder: Path) -> str | None:
         deadline = time.monotonic() + SECONDS_TO_SEE_A_FILE
-        while not (output_dir / LOCK_FILE).exists():
+        while not (folder / LOCK_FILE).exists():
             if time.monotonic() > deadline:
                 return (
-                    f"process {self.args.process_index} does not see the output_dir of process 0 ({output_dir}); give "
+                    f"process {self.args.process_index} does not see the output_dir of process 0 ({folder}); give "
                     "a folder on storage that all machines share, or --save_on_each_node"
                 )
             time.sleep(0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -169,6 +170,11 @@ class ULEConfig(TrainingArguments):
                 checkpointing_kwargs.get("use_reentrant", False),
                 "reentrant activation checkpointing cannot be differentiated twice; set use_reentrant to false",
             ),
+            "one process": (
+                self.world_size == 1 and _started_processes() > 1,
+                f"{_started_processes()} were started and none knows of the others; start them with accelerate launch "
+                "--multi_gpu --num_processes N, or torchrun",
+            ),
             "n_gpu": (
                 self.n_gpu > 1,
                 f"{self.n_gpu} GPUs in one process would use nn.DataParallel; start with accelerate launch",
@@ -177,3 +183,9 @@ class ULEConfig(TrainingArguments):
         for name, (given, reason) in refused.items():
             if given:
                 raise UleError(f"{name} cannot be used with ULE: {reason}")
+
+
+def _started_processes() -> int:
+    """As many as the launcher (torchrun, Open MPI, MPICH, Slurm's srun) says; 1 where there is none."""
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+    return max(int(os.environ.get(name, "1")) for name in names)

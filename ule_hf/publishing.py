@@ -13,7 +13,7 @@ from typing import Any
 
 import safetensors.torch
 from huggingface_hub import HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 from transformers.trainer_utils import HubStrategy
@@ -51,6 +51,7 @@ class PublishingTrainer(WatchedTrainer):
 
     card: CardFacts
     results: dict[str, Any] | None = None
+    last_epoch: dict[str, Tensor] | None = None  # the weights that gave way to the best epoch's
     _push: Future | None = None
     _unpushed: str | None = None  # the checkpoint whose push failed or was skipped
 
@@ -83,7 +84,9 @@ class PublishingTrainer(WatchedTrainer):
             classifier.load_state_dict(safetensors.torch.load_file(path))
 
     def _load_best_model(self) -> None:
-        """The best epoch's student comes back together with its teacher."""
+        """The best epoch's student comes back together with its teacher. The last epoch's stay in memory: its folder
+        may be deleted, or may not have been written."""
+        self.last_epoch = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def create_model_card(self, **facts: Any) -> None:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 
 from ule_hf.arguments import MethodArguments, ModelArguments
 from ule_hf.classifier_trainer import ClassifierTrainer, column
@@ -115,13 +114,11 @@ def selections(entries: Sequence[Results], head_start: float = 0.0, with_groups:
 
 def evaluate_last_epoch(trainer: ClassifierTrainer, test: Dataset) -> dict[str, float]:
     """Test metrics of the last epoch, to show beside the selected one what selection did."""
-    best, last = trainer.state.best_model_checkpoint, get_last_checkpoint(trainer.args.output_dir)
-    selected_earlier = bool(trainer.args.load_best_model_at_end and best and last and not os.path.samefile(best, last))
-    if selected_earlier:
-        trainer._load_from_checkpoint(last)
+    if trainer.last_epoch is None:  # it is the one that is loaded
+        return trainer.evaluate(test, metric_key_prefix="test")
+    trainer.model.load_state_dict(trainer.last_epoch)
     metrics = trainer.evaluate(test, metric_key_prefix="test")
-    if selected_earlier:
-        trainer._load_best_model()
+    trainer._load_best_model()
     return metrics
 
 
