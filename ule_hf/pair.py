@@ -91,8 +91,8 @@ class StudentTeacher(nn.Module):
             labels: ``[B]`` class ids; without them no loss is computed.
             unlearning_weight: λ; at 0 the teacher is trained plainly and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
-            unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples. Both models see
-                those once more, with batch statistics of their own: the term is that of the smaller batch.
+            unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
+                models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
         if labels is None:
@@ -118,7 +118,7 @@ class StudentTeacher(nn.Module):
             maps = self._maps(student.saliency, input_gradient(score, images, create_graph=True))
             images.requires_grad_(False)  # the last backward then computes no image gradient of its own
         elif unlearn:
-            some = slice(math.ceil(unlearning_fraction * len(labels)))
+            some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
             maps = self._maps_of_some(pixel_values.detach(), labels, some, partners, points, generator)
         of_term = self._term(*maps) if maps else {}
 
