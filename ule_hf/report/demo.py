@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import os
 import re
 import shutil
@@ -47,10 +48,9 @@ def build(model: str | os.PathLike, student: str | os.PathLike | None = None) ->
         if image is None:
             raise gradio.Error("Put in a picture first.")
         one = explain(pair, [to_rgb(image)], ["your picture"], attribution)[0]
-        figure = draw(one)
-        figure.canvas.draw()
-        picture = PIL.Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba())
-        return [picture.convert("RGB"), *(view.probabilities for view in one.views), one.alt_text()]
+        buffer = io.BytesIO()
+        draw(one).savefig(buffer, format="png")
+        return [PIL.Image.open(buffer), *(view.probabilities for view in one.views), one.alt_text()]
 
     with gradio.Blocks(title=f"Where {Path(model).name} looks", analytics_enabled=False) as page:
         gradio.Markdown(f"# Where `{Path(model).name}` looks\n\nPut in a picture. Dark is where a model looks.")
@@ -59,10 +59,10 @@ def build(model: str | os.PathLike, student: str | os.PathLike | None = None) ->
             with gradio.Column():
                 attribution = gradio.Radio(["gradient", "path"], value=pair.trained_with[0], label="Attribution")
                 button = gradio.Button("Look", variant="primary")
-        shown = gradio.Image(label="Where they look", format="png", interactive=False)
+        shown = gradio.Image(show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"])
         with gradio.Row():
             labels = [gradio.Label(label=f"The {name} says", num_top_classes=5) for name in names]
-        words = gradio.Textbox(label="In words", interactive=False)
+        words = gradio.Textbox(label="In words", interactive=False, lines=3)
         button.click(look, [image, attribution], [shown, *labels, words], api_name="look")
     return page
 

@@ -91,7 +91,7 @@ def draw(explained: Explained, scale: float = 2.3, with_caption: bool = True) ->
     bar.ax.tick_params(labelsize=7)
     bar.set_label("of the map's largest value", fontsize=7)
     if with_caption:
-        figure.supxlabel(explained.caption, fontsize=7, wrap=True)
+        figure.supxlabel(explained.caption.replace(". ", ".\n"), fontsize=7)
     return figure
 
 
