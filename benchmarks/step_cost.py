@@ -39,7 +39,7 @@ from ule_hf.second_order import RULES, fast_double_backward
 from ule_hf.unlearning import unlearning_term
 from ule_hf.variant import PRESETS, Variant, parse_grid
 
-MODELS = ["resnet18", "resnet50", "mobilenetv2_100", "convnext_tiny.fb_in1k", "vit_tiny_patch16_224"]
+MODELS = ["resnet18", "resnet50", "mobilenetv2_100", "vit_tiny_patch16_224", "convnext_tiny"]
 LEVERS = {
     "convolution rule": [F.conv1d, F.conv2d, F.conv3d],
     "batch norm rule": [F.batch_norm],
@@ -282,17 +282,20 @@ def main() -> None:
     report = {"machine": machine(device), "batch_size": args.batch_size, "image_size": args.image_size}
     report |= {"score": args.score, "repeats": args.repeats, "clock": "CUDA events" if on_gpu else "process CPU time"}
     for precision in ["fp32", "bf16"] if on_gpu else ["bf16" if args.bf16 else "fp32"]:
-        results = {}
+        key = "ratios" if precision == "fp32" else "ratios_bf16"
+        results: dict[str, dict[str, dict]] = {}
         for name in args.models:
             results[name] = measure(name, precision == "bf16", args, device)
-            if not args.profile:
-                heading = f"{precision}, {args.batch_size} pictures of {args.image_size} pixels"
-                print(f"\n{heading}\n\n{table(results)}", flush=True)
-        ratios = {name: {case: found["ratio"] for case, found in rows.items()} for name, rows in results.items()}
-        key = "ratios" if precision == "fp32" else "ratios_bf16"
-        report |= {key: ratios, f"{key}_in_full": results}
-        if args.json and not args.profile:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if args.profile:
+                continue
+            heading = f"{precision}, {args.batch_size} pictures of {args.image_size} pixels"
+            print(f"\n{heading}\n\n{table(results)}", flush=True)
+            report[key] = {
+                name: {case: found["ratio"] for case, found in rows.items()} for name, rows in results.items()
+            }
+            report[f"{key}_in_full"] = results
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

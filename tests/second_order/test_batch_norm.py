@@ -105,3 +105,17 @@ def test_bfloat16_activations_have_float32_statistics(training):
     plain = step(model, images, plain_double_backward, autocast=torch.bfloat16)
     exact = step(model.double(), images.double(), plain_double_backward)
     assert relative_error(found, exact) <= 1.2 * relative_error(plain, exact)
+
+
+@pytest.mark.parametrize("mean", [0, 30])
+def test_float32_is_not_worse_than_plain(mean):
+    """Also where the mean is large beside the spread, and differences of large numbers are taken."""
+    x, w, b, _, _ = (t.detach() for t in operands((8, 4, 6, 6)))
+    x = x / 2 + mean
+    derivatives = []
+    for norm, dtype in ((batch_norm, torch.float32), (F.batch_norm, torch.float32), (F.batch_norm, torch.float64)):
+        t = [value.to(dtype).requires_grad_() for value in (x, w, b)]
+        (gx,) = torch.autograd.grad(norm(t[0], None, None, *t[1:], training=True).pow(3).sum(), t[0], create_graph=True)
+        derivatives.append((gx, *torch.autograd.grad(gx.square().sum(), t[:2])))
+    found, plain, exact = derivatives
+    assert relative_error(found, exact) <= 2 * relative_error(plain, exact)

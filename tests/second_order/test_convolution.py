@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,6 +47,38 @@ def test_gradients(geometry, bias):
     torch.testing.assert_close(layer(*inputs), F.conv2d(x, w, b, **geometry))
     assert gradcheck(layer, inputs, fast_mode=True)
     assert gradgradcheck(layer, inputs, fast_mode=True)
+
+
+def two(lowest, highest):
+    return st.tuples(st.integers(lowest, highest), st.integers(lowest, highest))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    kernel=two(1, 3),
+    stride=two(1, 3) | st.integers(1, 3),
+    padding=two(0, 3) | st.just("same"),
+    dilation=two(1, 2),
+    groups=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_any_geometry(kernel, stride, padding, dilation, groups, bias, channels_last):
+    """Values, both derivatives against PyTorch's own, and the second one against finite differences."""
+    geometry = {"stride": 1 if padding == "same" else stride, "padding": padding, "dilation": dilation}
+    geometry["groups"] = groups
+    x, w, b = operands(groups, kernel, bias=bias)
+    if channels_last:
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    inputs = (x, w, b) if bias else (x, w)
+    results = []
+    for conv in (convolution, F.conv2d):
+        y = conv(*inputs, **geometry)
+        (gx,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        results.append((y, gx, *torch.autograd.grad(gx.square().sum(), inputs, allow_unused=True)))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-9)
+    assert gradgradcheck(lambda *t: convolution(*t, **geometry), inputs, fast_mode=True)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

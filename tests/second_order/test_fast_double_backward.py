@@ -7,8 +7,10 @@ import timm
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
+from transformers import ViTConfig, ViTForImageClassification
 
 from tests.second_order.double_backward import plain_double_backward, relative_error, step, worst_relative_error
+from ule_hf.pair import StudentTeacher
 from ule_hf.second_order import fast_double_backward
 
 
@@ -32,6 +34,16 @@ def strided_same_net():
     return timm.create_model("test_efficientnet", num_classes=3, pad_type="same")
 
 
+class TransformersViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        self.net = ViTForImageClassification(ViTConfig(**sizes, image_size=48, patch_size=16, num_labels=3))
+
+    def forward(self, images):
+        return self.net(images).logits
+
+
 def timm_net(name):
     return lambda: timm.create_model(name, num_classes=3)
 
@@ -41,6 +53,7 @@ FAMILIES = {
     "efficientnet": timm_net("test_efficientnet"),
     "convnext": timm_net("test_convnext"),
     "vit": timm_net("test_vit"),
+    "transformers_vit": TransformersViT,
     "depthwise": depthwise_net,
     "strided_same": strided_same_net,
 }
@@ -144,3 +157,22 @@ def test_a_checkpoint_that_repeats_a_layer_outside_of_the_context_is_refused():
         y = checkpoint(layer, images, use_reentrant=False)
     with pytest.raises(CheckpointError):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+def test_a_training_run_with_and_without_the_rules_gives_the_same_losses(family):
+    losses = []
+    for without in (False, True):
+        models = [make(family, torch.float64, training=True) for _ in range(2)]
+        images, labels = models[0][1], torch.tensor([0, 1, 2, 0])
+        pair = StudentTeacher(models[0][0], models[1][0]).train()
+        pair._recomputes_activations = without  # the one case in which the pair leaves the rules out
+        optimizer = torch.optim.SGD(pair.parameters(), lr=0.02, momentum=0.9)
+        for _ in range(4):
+            optimizer.zero_grad()
+            output = pair(images, labels, unlearning_weight=1.0)
+            output.loss.backward()
+            optimizer.step()
+            losses.append(torch.stack([output.student_loss, output.teacher_loss, output.unlearning_loss]).detach())
+    torch.testing.assert_close(losses[:4], losses[4:], rtol=1e-8, atol=1e-10)
+    assert not torch.equal(losses[0], losses[3])
