@@ -24,7 +24,8 @@ def build(
     it holds the builder's module, ``config``, and the contents of the ``metadata`` files.
 
     Raises:
-        UleError: what the builder refuses, or a full disk; nothing is left of a build that failed.
+        UleError: what the builder refuses, a split without images, or a full disk; nothing is left of a build that
+            failed.
     """
     digest = hashlib.sha256(repr((sorted(config.items()), str(root))).encode())
     for file in (Path(inspect.getfile(builder)), Path(__file__), *metadata):
@@ -41,4 +42,7 @@ def build(
                 f"the disk is full: {instance.cache_dir} could not be built; free some space and try again"
             ) from error
         raise
+    empty = [name for name, split in instance.info.splits.items() if not split.num_examples]
+    if empty:
+        raise UleError(f"{root} has no image for {' and '.join(empty)}; a run needs training, validation and test")
     return instance.as_dataset()

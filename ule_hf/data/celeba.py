@@ -293,7 +293,7 @@ def _read_table(file: Path, names: list[str] | None = None) -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with too many cells
             rows = {"names": names, "header": None, "skiprows": skipped, "dtype": {names[0]: str}, "index_col": False}
-            frame = pd.read_csv(io.StringIO(text), sep=separator, **rows).set_index(names[0])
+            frame = pd.read_csv(io.StringIO(text), sep=separator, **rows).dropna(how="all").set_index(names[0])
     except Exception as error:  # of the disk, of three kinds of compression, of pandas
         raise UleError(f"{file} cannot be read: {first_line(error)}; get it anew") from error
     lacking = frame.index[frame.index.isna() | frame.isna().any(axis=1)]
@@ -310,9 +310,8 @@ def _binary(where: Path, values: pd.Series) -> pd.Series:
     binary = pd.to_numeric(values, errors="coerce").map({-1: 0, 0: 0, 1: 1})
     bad = values.index[binary.isna()]
     if len(bad):
-        raise UleError(
-            f"{where}: '{first_few([values[bad[0]]])}' of {values.name} is not -1, 0 or 1: {first_few(bad)}; get it anew"
-        )
+        value = first_few([values[bad[0]]])
+        raise UleError(f"{where}: '{value}' of {values.name} is not -1, 0 or 1: {first_few(bad)}; get it anew")
     return binary.astype(int)
 
 

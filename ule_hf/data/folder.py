@@ -137,7 +137,7 @@ def decodable(root: Path, images: pd.Series, skip_bad_images: bool) -> np.ndarra
         raise UleError(f"unreadable {count}: {first_few(bad)}; replace, remove, or leave out with --skip_bad_images")
     if bad:
         logger.warning("left out %d unreadable images of %d: %s", len(bad), len(images), first_few(bad))
-    return np.array([problem is None for problem in problems])
+    return np.array([problem is None for problem in problems], dtype=bool)
 
 
 def _decoding_problem(path: Path) -> str | None:
@@ -146,7 +146,7 @@ def _decoding_problem(path: Path) -> str | None:
             # a JPEG at an eighth of its size: all of the file is still read, in a quarter of the time
             image.draft(None, (1, 1))
             image.load()
-            PIL.ImageOps.exif_transpose(image)  # as `datasets` will
+            PIL.ImageOps.exif_transpose(image, in_place=True)  # as `datasets` will
             if image.mode in ("I", "F"):
                 return "32-bit pixels, of which nobody knows what is black and what is white; save it with 8 or 16 bits"
     except Exception as error:  # Pillow's plugins raise what they like

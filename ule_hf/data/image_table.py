@@ -72,8 +72,6 @@ def _read_metadata(
     file: Path, image_column: str | None, label_column: str, split_column: str | None, attributes: Sequence[str]
 ) -> pd.DataFrame:
     frame = _read_jsonl(file) if file.suffix == ".jsonl" else read_csv(file)
-    if frame.empty:
-        raise UleError(f"{file} holds no rows; write one for each image")
     for attribute in attributes:
         if attribute in _RESERVED or attribute == label_column or list(attributes).count(attribute) > 1:
             raise UleError(
@@ -122,7 +120,7 @@ def read_csv(file: Path) -> pd.DataFrame:
     Rows without anything in them are left out.
 
     Raises:
-        UleError: no UTF-8, no header, a column twice, or a row with more cells than the header.
+        UleError: no UTF-8, no header, no rows, a column twice, or a row with more cells than the header.
     """
     try:
         # the header is read as a row: pandas would rename a column that occurs twice, and take the first for it
@@ -141,7 +139,7 @@ def read_csv(file: Path) -> pd.DataFrame:
     if twice:
         raise UleError(f"{file} has two columns '{first_few(twice, 1)}'; rename one of them")
     frame = frame.iloc[1:]
-    return frame[(frame != "").any(axis=1)]
+    return _not_empty(file, frame[(frame != "").any(axis=1)])
 
 
 def _read_jsonl(file: Path) -> pd.DataFrame:
@@ -157,7 +155,13 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
         raise UleError(
             f'{file} row {number} is no JSON object; write {{"file_name": "...", "label": "..."}}'
         ) from error
-    return pd.DataFrame(list(rows.values()), index=list(rows)).fillna("")
+    return _not_empty(file, pd.DataFrame(list(rows.values()), index=list(rows)).fillna(""))
+
+
+def _not_empty(file: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    if frame.empty:
+        raise UleError(f"{file} holds no rows; write one for each image")
+    return frame
 
 
 def _json_cells(line: str) -> dict[str, str]:

@@ -175,7 +175,8 @@ class UrbanCars(datasets.GeneratorBasedBuilder):
         for key, row in enumerate(rows):
             example = {column: row[column] for column in ("label", *ATTRIBUTES, *_NOTIONS)}
             for column in MASKS:
-                example[column] = row[column] and os.path.join(root, row[column])
+                # pandas has made NaN of None
+                example[column] = None if pd.isna(row[column]) else os.path.join(root, row[column])
             yield key, {**example, "image": os.path.join(root, row["image"]), "image_id": row["image"]}
 
     def _table(self) -> pd.DataFrame:
