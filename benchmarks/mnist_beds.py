@@ -21,7 +21,8 @@ from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from benchmarks.runs import PLAIN, mean_and_spread, read, run_once
+from benchmarks.runs import PLAIN, read, run_once
+from ule_hf.comparison.statistics import mean_and_spread
 from ule_hf.data.groups import add_groups
 
 RESULTS = Path(__file__).parents[1] / "results" / "mnist_beds.jsonl"

@@ -13,7 +13,8 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from benchmarks.runs import PLAIN, mean_and_spread, read, run_once
+from benchmarks.runs import PLAIN, read, run_once
+from ule_hf.comparison.statistics import mean_and_spread
 from ule_hf.data import load
 
 ROOT = Path(__file__).parents[1]

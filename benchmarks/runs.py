@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -44,10 +43,3 @@ def run_once(results: Path, key: dict[str, object], data: DatasetDict, options: 
 
 def read(results: Path) -> list[dict]:
     return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.is_file() else []
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation, in per cent; without spread where there is one value."""
-    percent = [100 * value for value in values]
-    spread = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
-    return f"{statistics.fmean(percent):.1f}{spread}"

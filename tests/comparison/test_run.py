@@ -42,7 +42,7 @@ def plan(folder: Path) -> Path:
     file = folder / "pets.yaml"
     beds = {bed: {"dataset": "folder", "data_dir": f"${{data}}/{bed}", **TINY} for bed in ("pets", "late")}
     methods = {"erm": {"method": "erm"}}
-    file.write_text(yaml.safe_dump({"beds": beds, "methods": methods, "seeds": [0, 1]}))
+    file.write_text(yaml.safe_dump({"beds": beds, "methods": methods, "seeds": [0, 1]}, sort_keys=False))
     return file
 
 
