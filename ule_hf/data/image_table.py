@@ -137,7 +137,7 @@ def read_csv(file: Path) -> pd.DataFrame:
     frame.columns = list(frame.iloc[0])
     twice = [name for name in frame.columns if name and list(frame.columns).count(name) > 1]
     if twice:
-        raise UleError(f"{file} has two columns '{first_few(twice, 1)}'; rename one of them")
+        raise UleError(f"{file} has two columns '{first_few(twice[:1])}'; rename one of them")
     frame = frame.iloc[1:]
     return _not_empty(file, frame[(frame != "").any(axis=1)])
 
