@@ -188,16 +188,7 @@ def gradients_cleared(*models: nn.Module) -> Iterator[None]:
 
 def measure(name: str, bf16: bool, args: argparse.Namespace, device: torch.device) -> dict[str, dict[str, object]]:
     """case → median, lowest and highest ratio, seconds of a step, peak bytes."""
-    student, teacher = (
-        load_backbone(name, label_names=["a", "b"], image_size=args.image_size, seed=seed)[0].to(device).train()
-        for seed in (0, 1)
-    )
-    memory_format = torch.channels_last if is_convolutional(teacher) else torch.contiguous_format
-    for model in (student, teacher):
-        model.to(memory_format=memory_format)
-    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
-    images = images.contiguous(memory_format=memory_format)
-    labels = torch.arange(args.batch_size, device=device) % 2
+    student, teacher, images, labels = models_and_batch(name, args.batch_size, args.image_size, device)
     chosen = {
         case: found for case, found in cases(student, teacher, args.score).items() if case in (args.cases or [case])
     }
@@ -249,6 +240,27 @@ def table(results: dict[str, dict[str, dict]]) -> str:
     return "\n".join(lines)
 
 
+def keep_memory(module: str) -> None:
+    """Start ``module`` anew with ``KEEP_MEMORY``, which glibc reads at the start of a process only."""
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | KEEP_MEMORY)
+
+
+def models_and_batch(
+    name: str, batch_size: int, image_size: int, device: torch.device
+) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """Student, teacher, images and labels, in the memory format in which they are trained."""
+    student, teacher = (
+        load_backbone(name, label_names=["a", "b"], image_size=image_size, seed=seed)[0].to(device).train()
+        for seed in (0, 1)
+    )
+    memory_format = torch.channels_last if is_convolutional(teacher) else torch.contiguous_format
+    for model in (student, teacher):
+        model.to(memory_format=memory_format)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device).contiguous(memory_format=memory_format)
+    return student, teacher, images, torch.arange(batch_size, device=device) % 2
+
+
 def machine(device: torch.device) -> dict[str, object]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -275,9 +287,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if on_gpu else "cpu")
     if not on_gpu:
-        if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
-            again = [sys.executable, "-m", "benchmarks.step_cost", *sys.argv[1:]]
-            os.execve(sys.executable, again, os.environ | KEEP_MEMORY)
+        keep_memory("benchmarks.step_cost")
         torch.set_num_threads(1)
     report = {"machine": machine(device), "batch_size": args.batch_size, "image_size": args.image_size}
     report |= {"score": args.score, "repeats": args.repeats, "clock": "CUDA events" if on_gpu else "process CPU time"}
