@@ -119,10 +119,8 @@ def main() -> None:
     name = f"batch {args.batch_size} in each of two processes, {args.image_size} pixels"
     print(row(name, args.batch_size, with_two_processes(args)), flush=True)
     speed = loader_speed(args.image_size)
-    print(
-        f"\nThe data path gives {speed:.0f} images a second of one core's time at {args.image_size} pixels: one process "
-        f"of it feeds {speed / appetite:.1f} that train."
-    )
+    print(f"\nThe data path gives {speed:.0f} images a second of one core's time at {args.image_size} pixels:", end=" ")
+    print(f"one process of it feeds {speed / appetite:.1f} that train.")
 
 
 if __name__ == "__main__":

@@ -189,9 +189,10 @@ def gradients_cleared(*models: nn.Module) -> Iterator[None]:
 def measure(name: str, bf16: bool, args: argparse.Namespace, device: torch.device) -> dict[str, dict[str, object]]:
     """case → median, lowest and highest ratio, seconds of a step, peak bytes."""
     student, teacher, images, labels = models_and_batch(name, args.batch_size, args.image_size, device)
-    chosen = {
-        case: found for case, found in cases(student, teacher, args.score).items() if case in (args.cases or [case])
-    }
+    chosen = cases(student, teacher, args.score)
+    if args.compile:
+        chosen["plain, compiled"] = (partial(plain, [torch.compile(teacher)]), 1)
+    chosen = {case: step for case, step in chosen.items() if case in (args.cases or [case])}
 
     def run(step: Step) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -214,7 +215,7 @@ def measure(name: str, bf16: bool, args: argparse.Namespace, device: torch.devic
     results = {}
     for case, (step, _) in chosen.items():
         with gradients_cleared(student, teacher):
-            peak = peak_memory(partial(run, step), device) + weights * (1 if case == "plain" else 2)
+            peak = peak_memory(partial(run, step), device) + weights * (1 if case.startswith("plain") else 2)
         ratios = [own / one for own, one in zip(seconds[case][1:], seconds["plain"][1:], strict=True)]  # 0 warms up
         results[case] = {
             "ratio": round(statistics.median(ratios), 3),
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20 if on_gpu else 5)
     parser.add_argument("--cases", nargs="+", help="Some of the rows only; 'plain' must be among them.")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast on a CPU; a GPU measures both.")
+    parser.add_argument("--compile", action="store_true", help="A row for a plain step of the compiled model too.")
     parser.add_argument("--json", type=Path, help="Where the figures go as well.")
     parser.add_argument("--profile", action="store_true", help="Show where the time of each case goes, instead.")
     args = parser.parse_args()
