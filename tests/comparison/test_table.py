@@ -108,3 +108,17 @@ def test_without_group_labels_in_validation_there_is_no_rule_that_needs_them():
         del run["selections"]["worst_group"]
     text = markdown(runs)
     assert rows(text, "erm")[0][4:8] == ["50.0 ± 0.0"] * 3 + ["–"] and "with group labels" not in text
+
+
+def test_what_a_search_found_and_its_effort_is_shown_and_unequal_efforts_are_not_compared():
+    runs = [*THREE[:3], *THREE[3:6]]
+    searched = [
+        run | {"options": run["options"] | {"search": effort(6 if run["method"] == "erm" else 9)}} for run in runs
+    ]
+    text = markdown(searched)
+    assert "* erm: `--learning_rate 0.1`, the best of 6 trials with seed 0 by worst class on validation" in text
+    assert "search trials 6 / 9" in problems(text)[-1] and rows(text, "group_dro")[-1][1] == "–"
+
+
+def effort(trials: int) -> dict:
+    return {"trials": trials, "rule": "worst_class", "seed": 0, "found": {"learning_rate": 0.1}}

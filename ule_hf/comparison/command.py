@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-from ule_hf.comparison.plan import Cell, Options, Search, read_plan
+from ule_hf.comparison.plan import Cell, Options, Plan, Search, portable, read_plan
 from ule_hf.comparison.run import Line, RunFailed, Trainer, append, in_parallel, missing, read, run_cell
 from ule_hf.comparison.table import markdown
 from ule_hf.errors import UleError
@@ -18,7 +19,7 @@ def table(file: Path, output: Path) -> str:
     """The Markdown of what ``output`` holds of the comparison ``file``."""
     plan = read_plan(file)
     lines, problems = read(output)
-    return markdown(lines, plan.names(), problems)
+    return _page(plan, output, lines, problems)
 
 
 def compare(
@@ -77,9 +78,13 @@ def compare(
     finally:
         lines, problems = read(output)
         if lines:
-            text = markdown(lines, plan.names(), problems)
-            output.with_suffix(".md").write_text(text, encoding="utf-8")
+            output.with_suffix(".md").write_text(_page(plan, output, lines, problems), encoding="utf-8")
     return len(missing(cells, lines, retry_failed=True))
+
+
+def _page(plan: Plan, output: Path, lines: list[Line], problems: list[str]) -> str:
+    made_by = shlex.join(["ule-hf", "compare", portable(str(plan.file)), "--output", portable(str(output))])
+    return f"`{made_by}`\n\n{markdown(lines, plan.names(), problems)}"
 
 
 def _searched(search: Search, cells: list[Cell], journal: Path, processes: int, trainer: Trainer) -> list[Cell]:

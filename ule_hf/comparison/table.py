@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from string import ascii_lowercase
@@ -22,15 +23,15 @@ from ule_hf.comparison.statistics import (
 
 #: Bed, method and seed of a run.
 Name = tuple[str, str, int]
-#: The epoch is chosen by validation's ...
+#: Rule -> how its epoch is chosen. Only the last one needs group labels.
 RULES = {
-    "worst_class": "worst class",
-    "average": "average",
-    "last": "(last epoch)",
-    "worst_group": "worst group",
+    "worst_class": "by worst class",
+    "average": "by average",
+    "last": "the last",
+    "worst_group": "by worst group (group labels)",
 }
-#: Rules with and without group labels, side by side where there is room for two.
-SIDES = {"worst_class": "no group label", "worst_group": "with group labels"}
+#: Rules without and with group labels that stand side by side where there is room for two.
+SIDES = ("worst_class", "worst_group")
 WORST = "worst_group_accuracy"
 
 
@@ -131,11 +132,11 @@ def markdown(lines: list[Line], expected: Iterable[Name] = (), problems: Iterabl
         page += [f"## {bed}", ""]
         with_runs = [row for row in of_bed if row.runs]
         if with_runs:
-            page += [f"`{' '.join(arguments(with_runs[0].sample['options']['bed']))}`", ""]
+            page += [f"`{shlex.join(arguments(with_runs[0].sample['options']['bed']))}`", "", *_searches(with_runs)]
         page += [*_overview(of_bed), ""]
-        for rule, labels in SIDES.items():
+        for rule in SIDES:
             if any(row.worst(rule) for row in with_runs):
-                page += [f"Epoch chosen by validation's {RULES[rule]} ({labels}):", "", *_groups(with_runs, rule), ""]
+                page += [f"At the epoch chosen {RULES[rule]}:", "", *_groups(with_runs, rule), ""]
         page += [*_differences_table(with_runs), ""] if len(with_runs) > 1 else []
     problems = [*problems, *found]
     page += ["## Not counted, not compared", "", *(f"* {problem}." for problem in problems), ""] if problems else []
@@ -163,9 +164,22 @@ def _preface(rows: list[Row]) -> list[str]:
     ]
 
 
+def _searches(rows: list[Row]) -> list[str]:
+    """What was searched, and what was found for each method."""
+    searches = {row.name: search for row in rows if (search := row.sample["options"].get("search"))}
+    return [
+        *(
+            f"* {name}: `{shlex.join(arguments(search['found']))}`, the best of {search['trials']} trials with seed "
+            f"{search['seed']} {RULES[search['rule']]} on validation"
+            for name, search in searches.items()
+        ),
+        *([""] if searches else []),
+    ]
+
+
 def _overview(rows: list[Row]) -> list[str]:
     head = ["method", "labels in training", "labels in validation", "seeds"]
-    head += [f"worst group, by {name}" for name in RULES.values()] + ["CPU time"]
+    head += [f"worst group, epoch {rule}" for rule in RULES.values()] + ["CPU time"]
     body = []
     for row in rows:
         used = row.sample["run"].get("labels_used", {}) if row.runs else {}
@@ -208,7 +222,7 @@ def _groups(rows: list[Row], rule: str) -> list[str]:
 
 def _differences_table(rows: list[Row]) -> list[str]:
     references = {"ERM": is_erm, "`constant`": is_constant}
-    head = ["method", *(f"minus {name}, by {RULES[rule]}" for name in references for rule in SIDES)]
+    head = ["method", *(f"minus {name}, epoch {RULES[rule]}" for name in references for rule in SIDES)]
     body = []
     for row in rows:
         others = [reference(row, rows, is_one) for is_one in references.values()]
