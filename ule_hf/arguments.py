@@ -129,7 +129,7 @@ class MethodArguments:
     afr_held_out: float = field(
         default=0.2, metadata={"help": "afr: share of training that the last layer is fitted to."}
     )
-    afr_gamma: float = field(default=4.0, metadata={"help": "afr: γ, how much what is hard weighs more."})
+    afr_gamma: float = field(default=1.44, metadata={"help": "afr: γ, how much what is hard weighs more."})
     afr_penalty: float = field(default=0.1, metadata={"help": "afr: λ, of the distance to the first model's layer."})
     eiil_first_epochs: float = field(default=1.0, metadata={"help": "eiil: epochs of the reference model."})
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_input_data_config
 from timm.models import get_model_args, get_model_input_config
@@ -37,11 +37,9 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ule_hf.errors import UleError
+from ule_hf.errors import UleError, first_line
+from ule_hf.model_files import MODEL_FILES, check_model_folder, check_weights, refuse_what_is_not_finite
 from ule_hf.seeds import named_seed
-
-# What building or loading somebody else's model raises when the input is at fault.
-_INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, AssertionError, ImportError, SafetensorError)
 
 # What stays of a pretrained_cfg: how a picture becomes the input. The rest (address, licence, label offset)
 # is about other weights than those of the model at hand.
@@ -151,6 +149,15 @@ def save_backbone(classifier: PreTrainedModel, image_processor: BaseImageProcess
     _write(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
 
 
+def load_weights(classifier: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Put the weights that :func:`save_backbone` has written to ``folder`` into ``classifier``, strictly."""
+    if isinstance(classifier, TimmWrapperForImageClassification):
+        weights = load_file(Path(folder) / "model.safetensors")
+    else:  # transformers renames some weights when it saves, and back when it loads
+        weights = type(classifier).from_pretrained(folder, dtype=classifier.dtype).state_dict()
+    classifier.load_state_dict(weights)
+
+
 def is_convolutional(model: nn.Module) -> bool:
     """Whether ``model`` has convolutions beyond a patch embedding, so that channels_last pays.
 
@@ -165,11 +172,12 @@ def _load_pretrained(
     name: str, labels: list[str], model_args: dict[str, Any] | None, revision: str | None
 ) -> PreTrainedModel:
     """A classifier from a local folder or the Hub, with a new head unless its label names are ``labels``."""
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise UleError(f"{name}: the folder holds no model: it has no config.json")
-    source = {"revision": revision or "main", "trust_remote_code": False}
-    with _one_line(f"{name}: neither a local folder nor a Hub model that can be read"):
-        config = AutoConfig.from_pretrained(name, **source)
+    folder = _files_of(name, revision)
+    if not (folder / "config.json").is_file():
+        raise UleError(f"{name}: holds no model: it has no config.json")
+    check_model_folder(name, folder)
+    with _one_line(f"{name}: its config.json cannot be read"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise UleError(f"{name}: holds a {config.model_type!r} model, which has no image classifier")
 
@@ -188,16 +196,19 @@ def _load_pretrained(
     # eager, which have one under sdpa_kernel(SDPBackend.MATH).
     config._attn_implementation = None
 
+    check_weights(name, folder, config)
     with _one_line(f"{name}: its weights cannot be loaded (only safetensors are read)"), _no_load_report():
         classifier, info = AutoModelForImageClassification.from_pretrained(
-            name,
+            folder,
             config=config,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             use_safetensors=True,  # a pickle can run code
             dtype=torch.float32,  # the default is the saved precision
-            **source,
+            trust_remote_code=False,
         )
+    classifier.config.name_or_path = name
+    refuse_what_is_not_finite(name, classifier)
     head = head_names(classifier)
     replaced = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
     lost = [key for key in replaced if key.rpartition(".")[0] not in head]
@@ -207,6 +218,14 @@ def _load_pretrained(
         for part in head:
             classifier.get_submodule(part).reset_parameters()
     return classifier
+
+
+def _files_of(name: str, revision: str | None) -> Path:
+    """The folder itself, or the place in the cache of what is read of a repository."""
+    if os.path.isdir(name):
+        return Path(name)
+    with _one_line(f"{name}: neither a local folder nor a Hub model that can be read"):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
 
 
 def _create_timm(
@@ -292,7 +311,7 @@ def _timm_processor(
 
 def _transformers_processor(name: str, image_size: int | None, revision: str | None) -> BaseImageProcessor:
     with _one_line(f"{name}: it has no image processor that can be read (preprocessor_config.json)"):
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(_files_of(name, revision), trust_remote_code=False)
         if image_size is None:
             return processor
         square = {"height": image_size, "width": image_size}
@@ -354,9 +373,8 @@ def _one_line(what: str) -> Iterator[None]:
         yield
     except UleError:
         raise
-    except _INPUT_ERRORS as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UleError(f"{what}: {cause}") from error
+    except Exception as error:  # a configuration at fault makes libraries raise whatever there is
+        raise UleError(f"{what}: {first_line(error)}") from error
 
 
 @contextmanager

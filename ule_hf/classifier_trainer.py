@@ -164,7 +164,10 @@ class ClassifierTrainer(PublishingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.kept_tensors and checkpoint is not None:
-            kept = load_file(Path(checkpoint) / KEPT_TENSORS_FILE, device=str(self.args.device))
+            path = Path(checkpoint) / KEPT_TENSORS_FILE
+            if not path.is_file():
+                raise UleError(f"{checkpoint} is no checkpoint of this method: {path} is missing")
+            kept = load_file(path, device=str(self.args.device))
             for name in self.kept_tensors:
                 setattr(self, name, kept[name])
 

@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 from transformers.trainer_utils import HubStrategy
 
-from ule_hf.backbones import save_backbone
+from ule_hf.backbones import load_weights, save_backbone
 from ule_hf.card import (
     CONFIG_FILE,
     FROM_SCRATCH,
@@ -81,7 +80,7 @@ class PublishingTrainer(WatchedTrainer):
             path = os.path.join(resume_from_checkpoint, name, "model.safetensors")
             if not os.path.isfile(path):
                 raise UleError(f"{resume_from_checkpoint} is no checkpoint of this method: {path} is missing")
-            classifier.load_state_dict(safetensors.torch.load_file(path))
+            load_weights(classifier, os.path.dirname(path))
 
     def _load_best_model(self) -> None:
         """The best epoch's student comes back together with its teacher. The last epoch's stay in memory: its folder
