@@ -23,8 +23,13 @@ from huggingface_hub import (
     get_token,
     snapshot_download,
 )
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from yaml import YAMLError
 
@@ -41,16 +46,13 @@ from ule_hf.card import (
 )
 from ule_hf.data.preprocessing import PUBLISHED, PublishedEvalTransform
 from ule_hf.data.transforms import EvalTransform
-from ule_hf.errors import UleError
+from ule_hf.errors import UleError, first_line
 from ule_hf.hub_errors import hub_errors
+from ule_hf.model_files import MODEL_FILES, check_model_folder, check_weights, refuse_what_is_not_finite
 
 STUDENT_FOLDER = "student"
-_MODEL_FILES = (
-    *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
-    "preprocessor_config.json",
-)
-TEACHER_FILES = (*_MODEL_FILES, CARD_FILE, FACTS_FILE, CONFIG_FILE, RESULTS_FILE, PICTURES)
-STUDENT_FILES = tuple(f"{STUDENT_FOLDER}/{name}" for name in _MODEL_FILES)
+TEACHER_FILES = (*MODEL_FILES, CARD_FILE, FACTS_FILE, CONFIG_FILE, RESULTS_FILE, PICTURES)
+STUDENT_FILES = tuple(f"{STUDENT_FOLDER}/{name}" for name in MODEL_FILES)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
@@ -248,18 +250,23 @@ def load_model_folder(name: str, folder: Path, model_folder: Path) -> LoadedMode
     Raises:
         UleError: there is no image classifier, or its files do not fit one another.
     """
+    check_model_folder(name, model_folder)
     with _reading(f"{name}: it has no config.json of an image classifier"):
-        config = AutoConfig.from_pretrained(model_folder)
+        config = AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise UleError(f"{name}: holds a {config.model_type!r} model, which has no image classifier")
     # names that do not fit its classes are dropped without a word by the configuration of a timm model
     names = read_json(model_folder / "config.json").get("label_names") or list(config.id2label.values())
     if len(set(names)) != len(names) or len(names) != config.num_labels:
         raise UleError(f"{name}: its config.json has {config.num_labels} classes, but the label names {names}")
     with _reading(f"{name}: it has no image processor that can be read"):
-        processor = AutoImageProcessor.from_pretrained(model_folder)
+        processor = AutoImageProcessor.from_pretrained(model_folder, trust_remote_code=False)
+    check_weights(name, model_folder, config)
     with _reading(f"{name}: its weights cannot be loaded"):
         classifier, info = AutoModelForImageClassification.from_pretrained(
-            model_folder, config=config, use_safetensors=True, output_loading_info=True
+            model_folder, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
+    refuse_what_is_not_finite(name, classifier)
     if missing := sorted(info["missing_keys"]):
         raise UleError(f"{name}: its weights do not fit its config.json, first at {missing[:3]}")
     results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else None
@@ -274,5 +281,5 @@ def load_model_folder(name: str, folder: Path, model_folder: Path) -> LoadedMode
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise UleError(f"{what} ({(str(error).strip() or type(error).__name__).splitlines()[0]})") from error
+    except Exception as error:  # files at fault make libraries raise whatever there is
+        raise UleError(f"{what} ({first_line(error)})") from error

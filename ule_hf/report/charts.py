@@ -58,7 +58,7 @@ def bars(title: str, figures: Mapping[str, BySeed]) -> Picture:
         axis = figure.subplots()
         for place, by_seed in enumerate(figures.values()):
             values = 100 * np.array(list(by_seed.values()))
-            axis.text(102, place, mean_and_spread(list(by_seed.values())), va="center", fontsize=7)
+            axis.text(104, place, mean_and_spread(list(by_seed.values())), va="center", fontsize=7)
             if values.size:
                 spread = values.std(ddof=1) if values.size > 1 else None
                 axis.barh(place, values.mean(), height=0.7, color=LIGHT, edgecolor=DARK, linewidth=0.6)
@@ -119,27 +119,29 @@ def cost_against_gain(points: Sequence[tuple[str, BySeed, BySeed]]) -> Picture |
     if len(points) < 2:
         return None
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH * 1.5, max(2.4, 0.8 + 0.17 * len(points))), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * len(points)), layout="constrained")
         axis = figure.subplots()
-        shown = []
+        shown, places = [], []
         for number, (name, costs, gains) in enumerate(points):
             cost, gain = np.mean(list(costs.values())), 100 * np.mean(list(gains.values()))
             letter = chr(ord("A") + number)
+            beside = sum(abs(cost / c - 1) < 0.06 and abs(gain - g) < 4 for c, g in places)  # would cover one another
+            places.append((cost, gain))
             if len(gains) > 1:
                 spread = 100 * np.std(list(gains.values()), ddof=1)
                 axis.errorbar(cost, gain, yerr=spread, color="#999999", linewidth=0.8, capsize=2, zorder=1)
-            axis.plot(cost, gain, "o", ms=11, mfc="white", mec="black", mew=0.7, zorder=2)
-            axis.plot(cost, gain, f"${letter}$", ms=6, color="black", zorder=3)
-            shown.append(f"{letter}  {name}: × {cost:.1f}, {signed(gain / 100)}")
+            shown.append(f"{name}: × {cost:.1f}, {signed(gain / 100)}")
+            axis.plot(cost, gain, ".", color="black", ms=3)
+            circle = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": "black", "lw": 0.7}
+            place = {"xytext": (11 + 14 * beside, 0), "textcoords": "offset points", "ha": "center", "va": "center"}
+            axis.annotate(letter, (cost, gain), **place, bbox=circle, fontsize=7)
+            axis.plot([], [], marker=f"${letter}$", ms=6, linestyle="none", color="black", label=shown[-1])
         axis.axhline(0, color="#777777", linewidth=0.8, linestyle="--", zorder=0)
         axis.set(xscale="log", xlabel="CPU time, times ERM's", ylabel="worst group minus ERM's, points")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "235" else "")
         axis.margins(0.12)
-        figure.legend(
-            [figure.add_artist(_nothing()) for _ in shown], shown, loc="outside right center", frameon=False,
-            handlelength=0, handletextpad=0, fontsize=7,
-        )  # fmt: skip
+        figure.legend(loc="outside lower left", frameon=False, fontsize=7)
         return Picture(embedded(figure), f"CPU time relative to ERM, and worst group minus ERM: {'; '.join(shown)}.")
 
 
@@ -150,12 +152,6 @@ def signed(value: float) -> str:
     ('+12.5', '−2.0')
     """
     return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _nothing():
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], linestyle="none")
 
 
 def _series(curve: Sequence[dict[str, Any]], split: str, stage: int | None = None) -> dict[float, float]:

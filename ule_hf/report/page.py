@@ -225,11 +225,11 @@ def _difference(row: Row, other: Row | None, rule: str) -> str:
     if difference.interval is None:
         return f"{signed(difference.mean)} (no interval: {len(difference.by_seed)} seeds)"
     low, high = map(signed, difference.interval)
-    return f"{signed(difference.mean)} [{low}, {high}]"
+    return f"{signed(difference.mean)} [{low},\u00a0{high}]"
 
 
 def _cost_and_gain(row: Row, rows: list[Row], rule: str) -> tuple[str, dict[int, float], dict[int, float]]:
-    erm = row if is_erm(row.sample) else reference(row, rows, is_erm) if row.runs else None
+    erm = row if row.runs and is_erm(row.sample) else reference(row, rows, is_erm)
     if erm is None:
         return row.name, {}, {}
     seconds = [{seed: run["run"].get("cpu_seconds") for seed, run in r.runs.items()} for r in (row, erm)]

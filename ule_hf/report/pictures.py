@@ -74,9 +74,8 @@ def draw(explained: Explained, scale: float = 2.3, with_caption: bool = True) ->
     """
     height, width = explained.image.shape[:2]
     panels = 1 + len(explained.views)
-    classes = len(explained.views[0].probabilities)
-    lines = 1 + min(classes, 3)  # of each title
-    size = (scale * panels + 0.75, scale * height / width + 0.17 * lines + (0.45 if with_caption else 0.05))
+    lines = max(_title(view).count("\n") + 1 for view in explained.views)
+    size = (scale * panels + 0.75, scale * height / width + 0.17 * (lines + 1) + (0.45 if with_caption else 0.05))
     figure = Figure(figsize=size, layout="constrained", dpi=150)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     title = explained.note or "picture"
@@ -96,11 +95,10 @@ def draw(explained: Explained, scale: float = 2.3, with_caption: bool = True) ->
 
 
 def _title(view: View) -> str:
-    best = sorted(view.probabilities.items(), key=lambda item: -item[1])[:3]
-    lines = [f"{name} {percent(share)}" for name, share in best]
     if view.truth is not None:
-        lines[0] = view.says()
-    return "\n".join([f"{view.name}: {lines[0]}", *lines[1:]])
+        return f"{view.name}:\n{view.says()}"
+    best = sorted(view.probabilities.items(), key=lambda item: -item[1])[:3]
+    return f"{view.name}: " + "\n".join(f"{name} {percent(share)}" for name, share in best)
 
 
 def _overlay(axis, image: Array, values: Array) -> None:
