@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.loaders import BATCH, make_waterbirds
-from benchmarks.step_cost import Clock, gradients_cleared, keep_memory, models_and_batch, plain, ule, variant_of
+from benchmarks.step_cost import Clock, gradients_cleared, keep_memory, models_and_batch, plain, run, ule, variant_of
 from ule_hf.backbones import load_backbone
 from ule_hf.data import load
 from ule_hf.data.preprocessing import transforms_of
@@ -52,8 +52,8 @@ def measure(model: str, batch_size: int, image_size: int, repeats: int, processe
     of_plain, of_ule = teacher, pair
     if processes > 1:
         of_plain, of_ule = DistributedDataParallel(teacher), DistributedDataParallel(pair)
-    steps = {"plain": partial(plain, [of_plain], images, labels), "ule": partial(ule, of_ule, images, labels)}
-    return seconds_of(steps, pair, repeats)
+    losses = {"plain": partial(plain, [of_plain]), "ule": partial(ule, of_ule)}
+    return seconds_of({name: partial(run, step, images, labels) for name, step in losses.items()}, pair, repeats)
 
 
 def one_of_two(rank: int, meeting: str, found: str, model: str, args: argparse.Namespace) -> None:

@@ -49,25 +49,25 @@ LEVERS = {
 # nobody: keep what was once allocated.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "67108864"}
 
-Step = Callable[[Tensor, Tensor], None]
+Step = Callable[[Tensor, Tensor], Iterator[Tensor]]  # from a batch to the losses, each to call backward on
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return model(images).logits
 
 
-def plain(models: list[nn.Module], images: Tensor, labels: Tensor) -> None:
+def plain(models: list[nn.Module], images: Tensor, labels: Tensor) -> Iterator[Tensor]:
     """Each model in turn: a step of ordinary training."""
     for model in models:
-        F.cross_entropy(logits_of(model, images), labels).backward()
+        yield F.cross_entropy(logits_of(model, images), labels)
 
 
-def side_by_side(models: list[nn.Module], images: Tensor, labels: Tensor) -> None:
+def side_by_side(models: list[nn.Module], images: Tensor, labels: Tensor) -> Iterator[Tensor]:
     """The same with one backward of the summed losses, so that both graphs are held at once."""
-    sum(F.cross_entropy(logits_of(model, images), labels) for model in models).backward()
+    yield sum(F.cross_entropy(logits_of(model, images), labels) for model in models)
 
 
-def obvious(pair: StudentTeacher, rules: list[Callable], images: Tensor, labels: Tensor) -> None:
+def obvious(pair: StudentTeacher, rules: list[Callable], images: Tensor, labels: Tensor) -> Iterator[Tensor]:
     """ULE as one writes it first; ``rules`` are the functions of `second_order` that the teacher's forward uses."""
     variant = pair.variant
     images = images.detach().requires_grad_()
@@ -80,21 +80,21 @@ def obvious(pair: StudentTeacher, rules: list[Callable], images: Tensor, labels:
     of_teacher = input_gradient(scores[1], images, create_graph=True)
     maps = [attribution_map(a, variant.grid, variant.map_sign, variant.map_norm) for a in (of_student, of_teacher)]
     term = unlearning_term(*maps, variant.term).mean()
-    (F.cross_entropy(student_logits, labels) + F.cross_entropy(teacher_logits, labels) + term).backward()
+    yield F.cross_entropy(student_logits, labels) + F.cross_entropy(teacher_logits, labels) + term
 
 
 def ule(
     pair: StudentTeacher, images: Tensor, labels: Tensor, weights: tuple[float, ...] = (1.0,), fraction: float = 1.0
-) -> None:
+) -> Iterator[Tensor]:
     """ULE as built, one step for each weight of the term."""
     for weight in weights:
-        pair(images, labels, unlearning_weight=weight, unlearning_fraction=fraction).loss.backward()
+        yield pair(images, labels, unlearning_weight=weight, unlearning_fraction=fraction).loss
 
 
-def obvious_but_for_the_student(pair: StudentTeacher, images: Tensor, labels: Tensor) -> None:
+def obvious_but_for_the_student(pair: StudentTeacher, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
     """The student as built; the teacher without any rule."""
     with patch.dict(RULES, clear=True):
-        ule(pair, images, labels)
+        yield from ule(pair, images, labels)
 
 
 def variant_of(preset: str, **changes: object) -> Variant:
@@ -123,6 +123,17 @@ def cases(student: nn.Module, teacher: nn.Module, score: Score) -> dict[str, tup
     found["ule, path"] = (partial(ule, path), 1)
     found["ule, path, quarter of the batch"] = (partial(ule, path, fraction=0.25), 1)
     return found
+
+
+def run(step: Step, images: Tensor, labels: Tensor, bf16: bool = False) -> None:
+    """Forward under autocast where asked for, backward outside of it, as the Trainer does."""
+    losses = step(images, labels)
+    while True:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        loss.backward()
 
 
 class Clock:
@@ -192,17 +203,17 @@ def measure(name: str, bf16: bool, args: argparse.Namespace, device: torch.devic
     chosen = cases(student, teacher, args.score)
     if args.compile:
         chosen["plain, compiled"] = (partial(plain, [torch.compile(teacher)]), 1)
-    chosen = {case: step for case, step in chosen.items() if case in (args.cases or [case])}
-
-    def run(step: Step) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            step(images, labels)
+    chosen = {
+        case: (partial(run, step, images, labels, bf16), steps)
+        for case, (step, steps) in chosen.items()
+        if case in (args.cases or [case])
+    }
 
     if args.profile:
         for case, (step, _) in chosen.items():
-            run(step)
+            step()
             print(f"{name}, {case}")
-            show_profile(partial(run, step), device)
+            show_profile(step, device)
         return {}
     clock, rng = Clock(device), random.Random(0)
     seconds: dict[str, list[float]] = {case: [] for case in chosen}
@@ -210,12 +221,12 @@ def measure(name: str, bf16: bool, args: argparse.Namespace, device: torch.devic
         for case in rng.sample(list(chosen), len(chosen)):
             step, steps = chosen[case]
             with gradients_cleared(student, teacher):
-                seconds[case].append(clock.seconds(partial(run, step)) / steps)
+                seconds[case].append(clock.seconds(step) / steps)
     weights = sum(t.nbytes for t in [*teacher.parameters(), *teacher.buffers()])
     results = {}
     for case, (step, _) in chosen.items():
         with gradients_cleared(student, teacher):
-            peak = peak_memory(partial(run, step), device) + weights * (1 if case.startswith("plain") else 2)
+            peak = peak_memory(step, device) + weights * (1 if case.startswith("plain") else 2)
         ratios = [own / one for own, one in zip(seconds[case][1:], seconds["plain"][1:], strict=True)]  # 0 warms up
         results[case] = {
             "ratio": round(statistics.median(ratios), 3),
