@@ -111,7 +111,7 @@ def outcome(folder: Path) -> dict[str, object]:
     results = json.loads((folder / "results.json").read_text())
     files = ("model.safetensors", "student/model.safetensors", "config.json", "README.md")
     return {
-        "results": results | {"run": without_times(results["run"])},
+        "results": results | {"run": without_times(results["run"]) | {"git_revision": None}},  # others may commit
         **{name: (folder / name).read_bytes() for name in files},
         **{f"last {name}": (last / name).read_bytes() for name in files[:2]},
         **{name: torch.load(last / name) for name in ("optimizer.pt", "scheduler.pt")},

@@ -19,7 +19,9 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from ule_hf.arguments import parse
 from ule_hf.cli import main as cli
+from ule_hf.data import load
 from ule_hf.errors import UleError
+from ule_hf.provenance import data_fingerprint
 
 REPOSITORY = Path(__file__).parents[1]
 QUICK = ["--num_train_epochs", "2", "--student_head_start", "1", "--use_cpu", "--report_step_cost", "false"]
@@ -74,7 +76,12 @@ def test_results_name_both_models_and_every_group(trained):
         accuracies = {name: group["accuracy"] for name, group in figures["groups"].items()}
         assert len(accuracies) == 4 and {group["size"] for group in figures["groups"].values()} == {170}
         assert figures["test_worst_group_accuracy"] == min(accuracies.values())
-    assert results["run"]["variant"]["attribution"] == "path" and results["run"]["seed"] == 42
+    run = results["run"]
+    assert run["variant"]["attribution"] == "path" and run["seed"] == 42
+    assert run["command"].startswith("recipes/train.py --dataset digits") and run["versions"]["torch"]
+    assert (
+        run["data_fingerprint"] == data_fingerprint(load("digits", correlation=1.0, seed=42)) and "git_revision" in run
+    )
 
 
 def test_three_readers_give_the_same_logits(trained):

@@ -23,6 +23,7 @@ from ule_hf.data.transforms import pixel_format
 from ule_hf.data.verify import label_of
 from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher
+from ule_hf.provenance import data_fingerprint
 from ule_hf.results import (
     Results,
     curve,
@@ -132,6 +133,7 @@ def fit(
         **recorded,
         "run": {
             "dataset": label_of(data),
+            "data_fingerprint": data_fingerprint(data),
             **record(augmentation, model_args, method_args, args, trainer, command),
             "labels_used": method.labels_used(),
             **{name: round(value, 2) for name, value in seconds.items()},

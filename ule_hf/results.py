@@ -14,6 +14,7 @@ from ule_hf.arguments import MethodArguments, ModelArguments
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.config import ULEConfig
 from ule_hf.metrics import BENCHMARK_SUMMARY, SUMMARY, benchmark_metrics
+from ule_hf.provenance import git_revision
 
 Results = dict[str, Any]
 #: The figures of a split that an epoch's selection looks at, by the rule's name.
@@ -156,6 +157,7 @@ def record(
         }
     return {
         "command": command,
+        "git_revision": git_revision(),
         "seed": args.seed,
         "method": method_args.method,
         **of_method,
