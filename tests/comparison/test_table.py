@@ -116,7 +116,7 @@ def test_what_a_search_found_and_its_effort_is_shown_and_unequal_efforts_are_not
         run | {"options": run["options"] | {"search": effort(6 if run["method"] == "erm" else 9)}} for run in runs
     ]
     text = markdown(searched)
-    assert "* erm: `--learning_rate 0.1`, the best of 6 trials with seed 0 by worst class on validation" in text
+    assert "* erm: `--learning_rate 0.1`, the best of 6 trials with seed 0 by validation's worst class" in text
     assert "search trials 6 / 9" in problems(text)[-1] and rows(text, "group_dro")[-1][1] == "–"
 
 

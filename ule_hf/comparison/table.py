@@ -23,13 +23,8 @@ from ule_hf.comparison.statistics import (
 
 #: Bed, method and seed of a run.
 Name = tuple[str, str, int]
-#: Rule -> how its epoch is chosen. Only the last one needs group labels.
-RULES = {
-    "worst_class": "by worst class",
-    "average": "by average",
-    "last": "the last",
-    "worst_group": "by worst group (group labels)",
-}
+#: Rule -> by what of validation its epoch is chosen.
+RULES = {"worst_class": "worst class", "average": "average", "last": "last epoch", "worst_group": "worst group"}
 #: Rules without and with group labels that stand side by side where there is room for two.
 SIDES = ("worst_class", "worst_group")
 WORST = "worst_group_accuracy"
@@ -136,7 +131,7 @@ def markdown(lines: list[Line], expected: Iterable[Name] = (), problems: Iterabl
         page += [*_overview(of_bed), ""]
         for rule in SIDES:
             if any(row.worst(rule) for row in with_runs):
-                page += [f"At the epoch chosen {RULES[rule]}:", "", *_groups(with_runs, rule), ""]
+                page += [f"At the epoch chosen {_chosen(rule)}:", "", *_groups(with_runs, rule), ""]
         page += [*_differences_table(with_runs), ""] if len(with_runs) > 1 else []
     problems = [*problems, *found]
     page += ["## Not counted, not compared", "", *(f"* {problem}." for problem in problems), ""] if problems else []
@@ -164,13 +159,20 @@ def _preface(rows: list[Row]) -> list[str]:
     ]
 
 
+def _chosen(rule: str) -> str:
+    """Which epoch ``rule`` takes, after the word."""
+    if rule == "last":
+        return "the last"
+    return f"by {RULES[rule]}" + (" (group labels)" if rule == "worst_group" else "")
+
+
 def _searches(rows: list[Row]) -> list[str]:
     """What was searched, and what was found for each method."""
     searches = {row.name: search for row in rows if (search := row.sample["options"].get("search"))}
     return [
         *(
             f"* {name}: `{shlex.join(arguments(search['found']))}`, the best of {search['trials']} trials with seed "
-            f"{search['seed']} {RULES[search['rule']]} on validation"
+            f"{search['seed']} by validation's {RULES[search['rule']]}"
             for name, search in searches.items()
         ),
         *([""] if searches else []),
@@ -179,7 +181,7 @@ def _searches(rows: list[Row]) -> list[str]:
 
 def _overview(rows: list[Row]) -> list[str]:
     head = ["method", "labels in training", "labels in validation", "seeds"]
-    head += [f"worst group, epoch {rule}" for rule in RULES.values()] + ["CPU time"]
+    head += [f"worst group, epoch {_chosen(rule)}" for rule in RULES] + ["CPU time"]
     body = []
     for row in rows:
         used = row.sample["run"].get("labels_used", {}) if row.runs else {}
@@ -222,7 +224,7 @@ def _groups(rows: list[Row], rule: str) -> list[str]:
 
 def _differences_table(rows: list[Row]) -> list[str]:
     references = {"ERM": is_erm, "`constant`": is_constant}
-    head = ["method", *(f"minus {name}, epoch {RULES[rule]}" for name in references for rule in SIDES)]
+    head = ["method", *(f"minus {name}, epoch {_chosen(rule)}" for name in references for rule in SIDES)]
     body = []
     for row in rows:
         others = [reference(row, rows, is_one) for is_one in references.values()]
