@@ -13,7 +13,7 @@ from datasets import DatasetDict, Image
 from ule_hf.arguments import DataArguments, MethodArguments, ModelArguments
 from ule_hf.attribution import check_grid
 from ule_hf.baselines import afr, dfr, eiil, erm, group_dro, jtt, lff, sampling
-from ule_hf.card import CardFacts
+from ule_hf.card import CardFacts, read_facts
 from ule_hf.checkpoints import last_checkpoint
 from ule_hf.classifier_trainer import ClassifierTrainer
 from ule_hf.config import ULEConfig
@@ -107,6 +107,10 @@ def fit(
             "spurious attributes (--attribute_columns), or choose a method that needs none"
         )
     checkpoint = _checkpoint_to_resume(args)
+    if checkpoint is not None and (trained_by := read_facts(checkpoint).method) != method.title:
+        raise UleError(
+            f"{checkpoint} is of {trained_by or 'ULE'}; go on with that --method, or give another --output_dir"
+        )
     processor = load_initial(model_args, data["train"].features["label"].names, args.seed, "teacher")[1]
     published = data["train"].info.dataset_name if augmentation == "published" else None
     task = Task(
