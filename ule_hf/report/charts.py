@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ule_hf.comparison.statistics import mean_and_spread
 from ule_hf.comparison.table import WORST, Row
@@ -100,6 +101,7 @@ def curves(row: Row, erm: Row | None) -> Picture | None:
             if of_erm:
                 axis.plot(*_line(of_erm), color="#777777", linewidth=1.4, linestyle="--", label=erm.name)
         axis.set(ylim=(-3, 103), title=row.name, xlabel="epoch", ylabel="worst group, %")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False, fontsize=6.5, loc="best", handlelength=2.4)
         values = [100 * value for value in mean.values()]
         alt = (

@@ -205,7 +205,7 @@ def _rule(rows: list[Row], rule: str, groups: dict[str, str]) -> Table:
     """Every figure under one rule: averages, worst group, differences to the controls, each group with its size."""
     controls = {"ERM": is_erm, "constant": is_constant}
     head = ["method", *SUMMARY.values(), *(f"worst group minus {name}" for name in controls)]
-    head += [f"{name} (n = {size})" for name, size in groups.items()]
+    head += [f"{name} (n\u00a0=\u00a0{size})" for name, size in groups.items()]
     body = []
     for row in (row for row in rows if row.runs):
         figures = [row.figures(rule, lambda test, key=key: test.get(key)) for key in SUMMARY]
@@ -223,7 +223,7 @@ def _difference(row: Row, other: Row | None, rule: str) -> str:
     if difference is None:
         return "–"
     if difference.interval is None:
-        return f"{signed(difference.mean)} (no interval: {len(difference.by_seed)} seeds)"
+        return f"{signed(difference.mean)} (of\u00a0{len(difference.by_seed)})"
     low, high = map(signed, difference.interval)
     return f"{signed(difference.mean)} [{low},\u00a0{high}]"
 
