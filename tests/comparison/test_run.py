@@ -61,7 +61,7 @@ def test_a_comparison_that_is_killed_goes_on_and_one_that_fails_says_so(tmp_path
     output, models = tmp_path / "results" / "pets.jsonl", tmp_path / "models"
     argv = ["compare", str(plan(tmp_path)), "--output", str(output), "--set", f"data={tmp_path / 'data'}"]
     process = subprocess.Popen([sys.executable, "-m", "ule_hf.cli", *argv])
-    wait_for(lambda: output.is_file() and output.read_text().endswith("\n"), 300)
+    wait_for(lambda: output.is_file() and output.read_text().endswith("\n"), 900)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = output.read_text()
