@@ -189,8 +189,8 @@ class WatchedTrainer(WholeCheckpoints):
                 differing = [name for name, digest in digests[0].items() if other[name] != digest]
                 if differing:
                     raise UleError(
-                        f"{differing[0]} is not the same on processes 0 and {rank} at the end of training, and "
-                        f"{len(differing) - 1} more tensors; each has trained a model of its own, and neither is saved"
+                        f"{differing[0]} ({len(differing)} of {len(other)} tensors) is not the same on processes 0 and "
+                        f"{rank} at the end of training: each has trained a model of its own, and neither is saved"
                     )
         return super()._finalize_training(*args, **kwargs)
 

@@ -1,19 +1,26 @@
-"""What each process of tests/distributed runs: `python -m tests.distributed.program OUT PROCESSES`."""
+"""What each process of tests/distributed runs: `python -m tests.distributed.program OUT PROCESSES [FAULT]`."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
 
-from tests.test_trainer import Pictures, make_trainer
+from tests.test_trainer import Pictures, make_trainer, train_log
+from tests.test_watch import Named
+from ule_hf import checkpoints
 from ule_hf.attribution import draw_path
 from ule_hf.backbones import load_backbone
+from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher
 from ule_hf.variant import Variant
 
@@ -70,12 +77,102 @@ def with_pair(out: Path, processes: int) -> None:
     save_state(pair, out / f"path-rank{rank}.safetensors")
 
 
+def with_accumulation(out: Path, processes: int) -> None:
+    """Eight pictures an update: at once, or two for each process and twice."""
+    trainer = make_trainer(
+        out / "accumulation",
+        model="test_convnext",
+        per_device_train_batch_size=8 if processes == 1 else 2,
+        gradient_accumulation_steps=1 if processes == 1 else 2,
+        optim="sgd",
+        learning_rate=0.1,
+        num_train_epochs=2,
+    )
+    synchronised = []
+
+    def note(pair: StudentTeacher, inputs: tuple) -> None:
+        if pair.training and processes > 1:
+            synchronised.append(trainer.model_wrapped.require_backward_grad_sync)
+
+    trainer.model.register_forward_pre_hook(note)
+    trainer.train()
+    if processes > 1:
+        assert synchronised == [False, True] * 4, synchronised
+    save_state(trainer.model, out / f"accumulation-rank{trainer.args.process_index}.safetensors")
+
+
+def with_batch_norm(out: Path) -> None:
+    """Thirteen pictures, which no number of processes divides; one of them is broken, so one process skips a step."""
+    trainer = make_trainer(
+        out / "batch-norm",
+        train=Named({5: float("nan")}, n=13),
+        per_device_train_batch_size=3,
+        preset="path",
+        student_head_start=0,
+        on_nonfinite="skip",
+    )
+    trainer.train()
+    rank = trainer.args.process_index
+    save_state(trainer.model, out / f"batch-norm-rank{rank}.safetensors")
+    log = train_log(trainer)[-1]
+    (out / f"batch-norm-rank{rank}.json").write_text(
+        json.dumps([trainer.evaluate()["eval_loss"], log["skipped_steps"]])
+    )
+
+
+def with_a_model_of_its_own(out: Path) -> None:
+    """A process whose teacher differs says so at the end."""
+
+    class Differ(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            if args.process_index == 1 and state.epoch == 2:
+                model.teacher.get_parameter("timm_model.head.fc.bias").data += 1e-3
+
+    trainer = make_trainer(out / "differ", model="test_convnext", callbacks=[Differ()], eval_strategy="no",
+                           save_strategy="no", load_best_model_at_end=False)  # fmt: skip
+    try:
+        trainer.train()
+    except UleError as error:
+        (out / f"differ-rank{trainer.args.process_index}.txt").write_text(str(error))
+
+
+def with_folders_apart(out: Path) -> None:
+    """Two machines without common storage."""
+    checkpoints.SECONDS_TO_SEE_A_FILE = 1
+    trainer = make_trainer(out / f"apart-{dist.get_rank()}")
+    try:
+        trainer.train()
+    except UleError as error:
+        (out / f"apart-rank{dist.get_rank()}.txt").write_text(str(error))
+
+
+def with_fault(out: Path, fault: str) -> None:
+    """Process 1 is killed in its third step, or one process meets a broken picture."""
+
+    class Die(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            (out / "time").write_text(str(time.time()))
+            if fault == "killed" and state.global_step == 2 and args.process_index == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    broken = {5: float("nan")} if fault == "broken" else {}
+    make_trainer(out / fault, model="test_convnext", train=Named(broken), callbacks=[Die()]).train()
+
+
 def run(out: Path, processes: int) -> None:
     for head_start in (0.0, 1.0):
         with_trainer(out, processes, head_start)
     with_pair(out, processes)
+    with_accumulation(out, processes)
+    if processes > 1:
+        with_batch_norm(out)
+        with_a_model_of_its_own(out)
+        with_folders_apart(out)
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]))
+    if len(sys.argv) > 3:
+        with_fault(Path(sys.argv[1]), sys.argv[3])
+    else:
+        run(Path(sys.argv[1]), int(sys.argv[2]))
     dist.destroy_process_group()
