@@ -9,7 +9,7 @@ import pytest
 import ule_hf
 from ule_hf.data import urbancars
 from ule_hf.errors import UleError
-from ule_hf.metrics import average_ood_accuracy, classification_metrics, shortcut_gaps
+from ule_hf.metrics import average_ood_accuracy, benchmark_metrics, classification_metrics, shortcut_gaps
 
 #: By hand, urban then country: both shortcuts 1 and .8; background only .5, .7; object only .6, .4; neither .2 and 0.
 BY_GROUP = {
@@ -39,6 +39,14 @@ def test_urbancars_gaps_worked_out_by_hand():
         }
     )
     assert shortcut_gaps(list(BY_GROUP.values()), correlation=0.5)["id_accuracy"] == pytest.approx(0.525)
+
+
+@pytest.mark.parametrize(
+    ("label", "correlation"), [("0.95", 0.95), ("0.5, variant mine (not the published benchmark)", 0.5)]
+)
+def test_urbancars_is_weighted_as_it_was_trained(label, correlation):
+    found = benchmark_metrics(f"urbancars {label}", 0.0, list(BY_GROUP.values()))
+    assert found == shortcut_gaps(list(BY_GROUP.values()), correlation)
 
 
 def test_an_empty_group_is_not_passed_over():

@@ -165,18 +165,23 @@ def shortcut_gaps(by_group: ArrayLike, correlation: float = 0.95) -> dict[str, f
     return {"id_accuracy": float(id_accuracy)} | {name: float(cell - id_accuracy) for name, cell in cells.items()}
 
 
-def benchmark_metrics(benchmark: str | None, accuracy: float, by_group: ArrayLike) -> dict[str, float]:
+def benchmark_metrics(benchmark: str, accuracy: float, by_group: ArrayLike) -> dict[str, float]:
     """What the papers of ``benchmark`` report of its test split beside group accuracies.
+
+    Args:
+        benchmark: as :func:`ule_hf.data.verify.label_of` names it, such as ``urbancars 0.5``: the name, and which of
+            its configurations the model was trained on.
 
     Returns:
         ``average_ood_accuracy`` for Spawrious, whose test split is one environment; :func:`shortcut_gaps` for
-        UrbanCars; nothing for others.
+        UrbanCars, at the correlation of its training split; nothing for others.
 
-    >>> benchmark_metrics("spawrious", 0.75, [])
+    >>> benchmark_metrics("spawrious o2o_hard", 0.75, [])
     {'average_ood_accuracy': 0.75}
     """
-    if benchmark == "spawrious":
+    name, _, configuration = benchmark.partition(",")[0].partition(" ")
+    if name == "spawrious":
         return {"average_ood_accuracy": accuracy}
-    if benchmark == "urbancars":
-        return shortcut_gaps(by_group)
+    if name == "urbancars":
+        return shortcut_gaps(by_group, float(configuration))
     return {}

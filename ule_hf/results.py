@@ -13,6 +13,7 @@ from datasets import Dataset
 from ule_hf.arguments import MethodArguments, ModelArguments
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.config import ULEConfig
+from ule_hf.data.verify import label_of
 from ule_hf.metrics import BENCHMARK_SUMMARY, SUMMARY, benchmark_metrics
 from ule_hf.provenance import git_revision
 
@@ -45,7 +46,7 @@ def _model_figures(metrics: dict[str, float], prefix: str, test: Dataset) -> Res
     of_split = split_figures(metrics, prefix, test)
     groups = of_split.pop("groups")
     by_group = [groups[n]["accuracy"] if n in groups else float("nan") for n in test.features["group"].names]
-    own = benchmark_metrics(test.info.dataset_name, of_split["accuracy"], by_group)
+    own = benchmark_metrics(label_of(test), of_split["accuracy"], by_group)
     return {f"test_{key}": of_split[key] for key in SUMMARY} | {"groups": groups} | {f"test_{k}": own[k] for k in own}
 
 

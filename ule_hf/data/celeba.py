@@ -173,7 +173,7 @@ def read_metadata(attributes: Path, partition: Path | None, target: str, attribu
         frame["split"] = splits.iloc[:, 0]
     elif "split" not in frame:
         raise UleError(f"no list_eval_partition beside {attributes}; put it there")
-    table["split"] = frame["split"].astype(str).map(dict(zip("012", SPLITS, strict=True)))
+    table["split"] = pd.to_numeric(frame["split"], errors="coerce").map(dict(enumerate(SPLITS)))
     unknown = table.index[table["split"].isna()]
     if len(unknown):
         raise UleError(f"{partition or attributes}: split is not 0, 1 or 2 for {first_few(unknown)}; get it anew")
