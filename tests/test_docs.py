@@ -40,7 +40,7 @@ def train(*options: str) -> None:
 
 
 def test_there_is_a_page_for_each_and_no_block_of_another_kind():
-    assert {"quick_start", "your_own_data", "own_loop", "several_machines", "speed", *ON_THE_HUB} == set(PAGES)
+    assert {"quick_start", "your_own_data", "own_loop", "several_machines", "speed", "trust", *ON_THE_HUB} == set(PAGES)
     for page in PAGES:
         known = [block for language in ("bash", "python", "csv") for block in blocks(page, language)]
         assert 2 * len(known) == (DOCS / f"{page}.md").read_text().count("```"), page

@@ -116,13 +116,20 @@ def test_two_launches_into_one_folder_do_not_both_train(tmp_path):
     assert (tmp_path / "results.json").is_file()
 
 
-def test_two_processes_as_two_machines(tmp_path):
-    """docs/several_machines.md on the loopback address."""
+@pytest.mark.parametrize("storage", ["common", "apart"])
+def test_two_processes_as_two_machines(tmp_path, storage):
+    """docs/several_machines.md on the loopback address, with one output folder and with one for each."""
+    folders = [tmp_path / "0", tmp_path / ("0" if storage == "common" else "1")]
+    options = [] if storage == "common" else ["--save_on_each_node", "true"]
     config = ["--config_file", "recipes/accelerate_configs/two_nodes.yaml", "--num_processes", "2"]
     address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     launcher = ["-m", "accelerate.commands.launch", *config, *address, "--machine_rank"]
-    runs = [start(*launcher, rank, *DIGITS, "--output_dir", str(tmp_path)) for rank in ("0", "1")]
+    programs = [[*DIGITS, *options, "--output_dir", str(folder)] for folder in folders]
+    runs = [start(*launcher, str(rank), *program) for rank, program in enumerate(programs)]
     outputs = [run.communicate(timeout=500) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    assert json.loads((tmp_path / "results.json").read_text())["run"]["processes"] == 2
+    for folder in folders:
+        assert json.loads((folder / "results.json").read_text())["run"]["processes"] == 2
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert ["test accuracy" in out for out, _ in outputs] == [True, False]
