@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 import torch
 
-from ule_hf.unlearning import Term, apply_control, unlearning_term
+from ule_hf.unlearning import MapTerm, apply_control, unlearning_term
 
-TERMS = get_args(Term)
+TERMS = get_args(MapTerm)
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -13,7 +13,7 @@ from tests.test_trainer import Pictures, assert_same, make_trainer, train_log, w
 from ule_hf.attribution import Norm, attribution_map
 from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher
-from ule_hf.unlearning import Term, unlearning_term
+from ule_hf.unlearning import MapTerm, unlearning_term
 from ule_hf.variant import Variant
 from ule_hf.watch import SKIPPED_IN_A_ROW, tensor_digests
 
@@ -128,7 +128,7 @@ class BrokenGradient(torch.nn.Module):
 
 @pytest.mark.parametrize("broken", ["student", "teacher"])
 @pytest.mark.parametrize("norm", get_args(Norm))
-@pytest.mark.parametrize("term", get_args(Term))
+@pytest.mark.parametrize("term", get_args(MapTerm))
 def test_a_map_that_is_not_finite_is_seen_by_every_term(term, norm, broken):
     """It must neither become a dead map, nor a rank, nor vanish in a comparison."""
     variant = Variant(term=term, map_norm=norm, score="predicted")
@@ -153,7 +153,7 @@ def test_a_broken_map_is_named(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize(("term", "norm"), product(get_args(Term), ["max", "sum", "l2"]))
+@pytest.mark.parametrize(("term", "norm"), product(get_args(MapTerm), ["max", "sum", "l2"]))
 @pytest.mark.parametrize("dead", ["student", "teacher", "both"])
 def test_dead_maps_have_a_finite_term_and_gradient(term, norm, dead):
     attributions = {name: torch.rand(3, 1, 2, 2).requires_grad_() for name in ("student", "teacher")}

@@ -186,10 +186,18 @@ def check_grid(grid: Grid | None, height: int, width: int) -> None:
         raise UleError(f"grid {grid[0]}x{grid[1]} does not fit pictures of {height}x{width} pixels; choose fewer cells")
 
 
+def cell_of(size: int, cells: int) -> Tensor:
+    """``[size]``: which of ``cells`` parts, equal but for a pixel, each position of a row or column lies in.
+
+    >>> cell_of(5, 2)
+    tensor([0, 0, 0, 1, 1])
+    """
+    return torch.arange(size) * cells // size
+
+
 def _membership(size: int, cells: int, like: Tensor) -> Tensor:
-    """[cells, size] of 0 and 1: which of ``cells`` equal parts each of ``size`` positions lies in."""
-    cell = torch.arange(size, device=like.device) * cells // size
-    return (cell == torch.arange(cells, device=like.device)[:, None]).to(like.dtype)
+    """[cells, size] of 0 and 1."""
+    return (cell_of(size, cells) == torch.arange(cells)[:, None]).to(like)
 
 
 def apply_sign(attribution: Tensor, sign: Sign) -> Tensor:

@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from ule_hf.attribution import Norm, Score, Sign
 from ule_hf.errors import UleError
-from ule_hf.unlearning import Control, Term
-from ule_hf.variant import PRESETS, Attribution, StudentLoss, Variant, parse_grid
+from ule_hf.unlearning import Control
+from ule_hf.variant import PRESETS, Attribution, StudentLoss, Term, Variant, parse_grid
 
 
 @dataclass
@@ -20,7 +20,8 @@ class ULEConfig(TrainingArguments):
 
     > The method: a preset fixes these, an option given beside it wins
 
-    attribution, score, grid, map_sign, map_norm, term, unlearning_weight, student_loss, student_head_start
+    attribution, score, grid, map_sign, map_norm, term, unlearning_weight, student_loss, student_head_start,
+    freeze_student
 
     > Schedule, student, controls
 
@@ -41,9 +42,12 @@ class ULEConfig(TrainingArguments):
         UleError: a choice that is not known, or an option that cannot work with second derivatives.
     """
 
-    preset: Literal["paper", "path"] = field(
+    preset: Literal["paper", "path", "exchange"] = field(
         default="paper",
-        metadata={"help": "paper: our reading of arXiv 2409.02792. path: expected gradients and a biased student."},
+        metadata={
+            "help": "paper: our reading of arXiv 2409.02792. path: expected gradients and a biased student. exchange: "
+            "the cells that decide for the student come from pictures of other classes."
+        },
     )
     attribution: Attribution | None = field(
         default=None, metadata={"help": "What is differentiated: the score at the images, or on paths between two."}
@@ -75,6 +79,15 @@ class ULEConfig(TrainingArguments):
     student_head_start: float | None = field(
         default=None,
         metadata={"help": "Epochs, of num_train_epochs, that the student trains before the teacher joins."},
+    )
+    freeze_student: bool | None = field(
+        default=None, metadata={"help": "Train the student no more once the teacher has joined."}
+    )
+    coverage: float = field(
+        default=0.7, metadata={"help": "term exchange: share of the student's decision that is exchanged."}
+    )
+    class_balanced_sampling: bool = field(
+        default=False, metadata={"help": "ULE: draw training images so that every class is equally likely."}
     )
     student_learning_rate: float | None = field(default=None, metadata={"help": "Defaults to learning_rate."})
     student_weight_decay: float | None = field(default=None, metadata={"help": "Defaults to weight_decay."})
@@ -128,6 +141,8 @@ class ULEConfig(TrainingArguments):
                 f"student_head_start is {self.student_head_start:g} of num_train_epochs {self.num_train_epochs:g}, so "
                 "the teacher would never be trained; give more epochs or a shorter head start"
             )
+        if self.freeze_student and not self.student_head_start > 0:
+            raise UleError("freeze_student would keep an untrained student; give it a student_head_start above 0")
         if self.on_nonfinite not in ("stop", "skip"):
             raise UleError(f"on_nonfinite {self.on_nonfinite!r} is not known; choose one of stop, skip")
         if self.unlearning_interval < 1:
@@ -148,6 +163,7 @@ class ULEConfig(TrainingArguments):
             map_sign=self.map_sign,
             map_norm=self.map_norm,
             term=self.term,
+            coverage=self.coverage,
             control=self.control,
             student_loss=self.student_loss,
             gce_q=self.gce_q,

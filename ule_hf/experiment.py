@@ -166,7 +166,10 @@ def train_ule(task: Task) -> ULETrainer:
     if model_args.student_model is not None:  # one of its own kind has to take what the teacher's processor makes
         model_args = replace(model_args, model=model_args.student_model, image_size=pixels.height)
     student, _ = load_initial(model_args, task.labels, task.args.seed, "student")
-    return task.train(task.trainer(ULETrainer, StudentTeacher(student, task.classifier(), variant)))
+    sampler = sampling.class_balanced(task) if task.args.class_balanced_sampling else None
+    return task.train(
+        task.trainer(ULETrainer, StudentTeacher(student, task.classifier(), variant), train_sampler=sampler)
+    )
 
 
 @dataclass(frozen=True)

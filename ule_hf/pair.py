@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
 from ule_hf.errors import UleError
+from ule_hf.exchange import control_cells, decisive_cells, exchange
 from ule_hf.second_order import fast_double_backward
 from ule_hf.unlearning import apply_control, overlap, unlearning_term
 from ule_hf.variant import Variant
@@ -37,7 +38,7 @@ class StudentTeacherOutput(ModelOutput):
 
     ``loss`` is what to call ``backward`` on: student_loss + teacher_loss + unlearning_weight · unlearning_loss.
     ``logits`` (the teacher's, None while it is not trained) and ``student_logits`` are ``[B, K]``; in training the
-    student's are detached. The last three are scalars for the log, and None where the step has no term: no weight,
+    student's are detached. The last three are scalars for the log, and None where the step has no such term: no weight,
     evaluation, or a path and one class only.
     """
 
@@ -49,6 +50,8 @@ class StudentTeacherOutput(ModelOutput):
     unlearning_loss: Tensor | None = None
     overlap: Tensor | None = None
     dead_maps: Tensor | None = None
+    exchanged_share: Tensor | None = None
+    exchanged_accuracy: Tensor | None = None
 
 
 class StudentTeacher(nn.Module):
@@ -79,6 +82,7 @@ class StudentTeacher(nn.Module):
         labels: Tensor | None = None,
         unlearning_weight: float = 0.0,
         train_teacher: bool = True,
+        train_student: bool = True,
         unlearning_fraction: float = 1.0,
         partners: Tensor | None = None,
         points: Tensor | None = None,
@@ -91,6 +95,7 @@ class StudentTeacher(nn.Module):
             labels: ``[B]`` class ids; without them no loss is computed.
             unlearning_weight: λ; at 0 the teacher is trained plainly and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
+            train_student: False to leave the student as it is, in evaluation mode and without a gradient.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
@@ -103,7 +108,8 @@ class StudentTeacher(nn.Module):
         unlearn = self.training and train_teacher and unlearning_weight > 0
         at_images = unlearn and self.variant.attribution == "gradient" and unlearning_fraction == 1
 
-        student = self._student_pass(pixel_values, labels, saliency=at_images)
+        with nullcontext() if train_student else evaluation_mode(self.student):
+            student = self._student_pass(pixel_values, labels, train_student, saliency=at_images)
         if not train_teacher:
             student_loss = student.loss_with_gradients()
             return StudentTeacherOutput(loss=student_loss, student_logits=student.logits, student_loss=student_loss)
@@ -112,15 +118,18 @@ class StudentTeacher(nn.Module):
             teacher_logits = _logits(self.teacher, images)
         teacher_loss = F.cross_entropy(teacher_logits, labels)
 
-        maps = None
+        of_term = {}
         if at_images:
             score = class_score(teacher_logits, labels, self.variant.score)
-            maps = self._maps(student.saliency, input_gradient(score, images, create_graph=True))
+            of_term = self._term(*self._maps(student.saliency, input_gradient(score, images, create_graph=True)))
             images.requires_grad_(False)  # the last backward then computes no image gradient of its own
         elif unlearn:
+            path = None
+            if self.variant.attribution == "path":
+                path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
-            maps = self._maps_of_some(pixel_values.detach(), labels, some, partners, points, generator)
-        of_term = self._term(*maps) if maps else {}
+            with nullcontext() if train_student else evaluation_mode(self.student), frozen_batch_statistics(self):
+                of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
         student_loss = student.loss_with_gradients()
@@ -137,12 +146,13 @@ class StudentTeacher(nn.Module):
             **of_term,
         )
 
-    def _student_pass(self, images: Tensor, labels: Tensor, saliency: bool) -> _StudentPass:
+    def _student_pass(self, images: Tensor, labels: Tensor, train: bool, saliency: bool) -> _StudentPass:
         """The student's loss, its gradients (in training), and the score's gradient at the images where asked for."""
         images = images.detach().requires_grad_(saliency)
-        logits = _logits(self.student, images)
-        loss = self._student_loss(logits, labels)
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        with nullcontext() if train or saliency else torch.no_grad():
+            logits = _logits(self.student, images)
+            loss = self._student_loss(logits, labels)
+        parameters = [p for p in self.student.parameters() if train and p.requires_grad]
         if not (self.training and loss.requires_grad):
             return _StudentPass(logits, loss)
 
@@ -211,21 +221,19 @@ class StudentTeacher(nn.Module):
             return F.cross_entropy(logits, labels)
         return generalised_cross_entropy(logits, labels, self.variant.gce_q)
 
-    def _maps_of_some(
+    def _term_of_some(
         self,
         images: Tensor,
         labels: Tensor,
         some: slice,
-        partners: Tensor | None,
-        points: Tensor | None,
+        path: tuple[Tensor, Tensor] | None,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor] | None:
-        """Maps from passes of their own: on the path, or at some of the images. None where there is no path."""
+    ) -> dict[str, Tensor]:
+        """The term from passes of its own: on the path, or at some of the images. Empty where there is no path."""
         inputs, labels_of_partners, difference = images[some], None, None
         if self.variant.attribution == "path":
-            path = draw_path(labels, generator) if partners is None else (partners, points)
             if path is None:
-                return None
+                return {}
             inputs, difference = (t[some] for t in mix(images, *path))
             labels_of_partners = labels[path[0]][some]
         inputs = inputs.detach().requires_grad_()
@@ -236,12 +244,35 @@ class StudentTeacher(nn.Module):
                 return input_gradient(score, inputs, create_graph)
             return path_attribution(score, inputs, difference, create_graph)
 
-        with frozen_batch_statistics(self):
-            of_student = attribution(self.student, create_graph=False)
-            with self._twice_differentiable():
-                of_teacher = attribution(self.teacher, create_graph=True)
+        of_student = attribution(self.student, create_graph=False)
+        if self.variant.term == "exchange":
+            return self._exchange_term(of_student, images, labels, path[0], generator)
+        with self._twice_differentiable():
+            of_teacher = attribution(self.teacher, create_graph=True)
         inputs.requires_grad_(False)
-        return self._maps(of_student, of_teacher)
+        return self._term(*self._maps(of_student, of_teacher))
+
+    def _exchange_term(
+        self,
+        of_student: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        partners: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """The teacher's cross-entropy where the cells that decide for the student come from the partner."""
+        variant = self.variant
+        student_map = attribution_map(of_student, variant.grid, variant.map_sign, variant.map_norm, True)
+        cells = control_cells(decisive_cells(student_map, variant.coverage), variant.control, generator)
+        logits = _logits(self.teacher, exchange(images, partners, cells, variant.grid))
+        labels = labels[: len(logits)]
+        return {
+            # comparing would swallow a student's map that is not finite
+            "unlearning_loss": F.cross_entropy(logits, labels) + 0 * student_map.sum(),
+            "dead_maps": (student_map == 0).all(dim=1).sum(),
+            "exchanged_share": cells.float().mean(),
+            "exchanged_accuracy": (logits.detach().argmax(dim=1) == labels).float().mean(),
+        }
 
     def _maps(self, of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
         variant, sum_before_sign = self.variant, self.variant.attribution == "path"
@@ -292,6 +323,18 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
     """
     log_prob = -F.cross_entropy(logits, labels, reduction="none")
     return (-torch.expm1(q * log_prob) / q).mean()
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """``module.eval()`` for a while."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
 
 
 @contextmanager

@@ -40,7 +40,8 @@ def measure_step_cost(
         return plain_loss(output if isinstance(output, Tensor) else output.logits, labels)
 
     def ule(weight: float = args.unlearning_weight) -> Tensor:
-        return pair(images, labels, unlearning_weight=weight, unlearning_fraction=args.unlearning_fraction).loss
+        options = {"train_student": not args.freeze_student, "unlearning_fraction": args.unlearning_fraction}
+        return pair(images, labels, unlearning_weight=weight, **options).loss
 
     steps = {"plain": plain, "ule": ule, "without_term": partial(ule, 0.0)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}

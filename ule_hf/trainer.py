@@ -28,8 +28,9 @@ from ule_hf.watch import StudentLearns
 
 # how PyTorch says it: for its own kernels, for custom functions, for compiled modules
 NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
+TERM_MEANS = ("unlearning_loss", "overlap", "exchanged_share", "exchanged_accuracy")
 LOGGED_MEANS = (
-    *("student_loss", "teacher_loss", "unlearning_loss", "overlap"),
+    *("student_loss", "teacher_loss", *TERM_MEANS),
     *("student_accuracy", "teacher_accuracy", "student_grad_norm", "teacher_grad_norm"),
     "unlearning_weight",
 )
@@ -102,6 +103,7 @@ class ULETrainer(ClassifierTrainer):
             labels,
             unlearning_weight=self.current_unlearning_weight(),
             train_teacher=self._teacher_has_joined(),
+            train_student=not (self.args.freeze_student and self._teacher_has_joined()),
             unlearning_fraction=self.args.unlearning_fraction,
             generator=self._path_generator(),
         )
@@ -179,7 +181,7 @@ class ULETrainer(ClassifierTrainer):
 
     def _record(self, output: StudentTeacherOutput, labels: Tensor) -> None:
         self._add("unlearning_weight", self.current_unlearning_weight())
-        for name in ("student_loss", "teacher_loss", "unlearning_loss", "overlap"):
+        for name in ("student_loss", "teacher_loss", *TERM_MEANS):
             if getattr(output, name) is not None:
                 self._add(name, getattr(output, name))
         for name, logits in (("student", output.student_logits), ("teacher", output.logits)):

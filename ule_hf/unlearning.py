@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ule_hf.errors import UleError
 
-Term = Literal["inverse", "overlap", "mass", "kl"]
+MapTerm = Literal["inverse", "overlap", "mass", "kl"]
 Control = Literal["none", "constant", "shuffled"]
 
 
@@ -71,14 +71,14 @@ def kl(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return (torch.xlogy(target, target) - target * share.log()).sum(dim=1)
 
 
-def unlearning_term(student_map: Tensor, teacher_map: Tensor, term: Term = "inverse") -> Tensor:
+def unlearning_term(student_map: Tensor, teacher_map: Tensor, term: MapTerm = "inverse") -> Tensor:
     """The term by its name; ``[B]``."""
-    if term not in get_args(Term):
-        raise UleError(f"term {term!r} is not known; choose one of {', '.join(get_args(Term))}")
+    if term not in get_args(MapTerm):
+        raise UleError(f"term {term!r} is not known; choose one of {', '.join(get_args(MapTerm))}")
     return {"inverse": inverse, "overlap": overlap, "mass": mass, "kl": kl}[term](student_map, teacher_map)
 
 
-def apply_control(student_map: Tensor, control: Control, term: Term) -> Tensor:
+def apply_control(student_map: Tensor, control: Control, term: MapTerm) -> Tensor:
     """What stands in the student's place: its own map, or one that knows nothing of it.
 
     ``constant``: no map at all; zeros for the terms whose target is 1 − m_s (``inverse``, ``kl``), ones for those that

@@ -7,15 +7,16 @@ from typing import Any, Literal, get_args
 
 from ule_hf.attribution import Grid, Norm, Score, Sign
 from ule_hf.errors import UleError
-from ule_hf.unlearning import Control, Term
+from ule_hf.unlearning import Control, MapTerm
 
 Attribution = Literal["gradient", "path"]
+Term = Literal[MapTerm, "exchange"]
 StudentLoss = Literal["cross_entropy", "generalised_cross_entropy"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What one step computes. See :mod:`ule_hf.attribution` and :mod:`ule_hf.unlearning` for each choice.
+    """What one step computes. See :mod:`ule_hf.attribution`, :mod:`ule_hf.unlearning` and :mod:`ule_hf.exchange`.
 
     Raises:
         UleError: a choice that is not known, or two that exclude one another.
@@ -27,6 +28,7 @@ class Variant:
     map_sign: Sign = "abs"
     map_norm: Norm = "max"
     term: Term = "inverse"
+    coverage: float = 0.7
     control: Control = "none"
     student_loss: StudentLoss = "cross_entropy"
     gce_q: float = 0.7
@@ -50,11 +52,16 @@ class Variant:
             raise UleError("score 'difference' needs a partner: use it with attribution 'path', or score 'predicted'")
         if self.map_sign == "signed" and self.term in ("mass", "kl"):
             raise UleError(f"term {self.term!r} needs maps without negative values: use map_sign 'abs' or 'relu'")
+        if self.term == "exchange" and (self.attribution != "path" or self.grid is None or self.map_sign != "signed"):
+            raise UleError("term 'exchange' needs attribution 'path', a grid such as 2x2, and map_sign 'signed'")
+        if not 0 < self.coverage <= 1:
+            raise UleError(f"coverage is {self.coverage}; it must lie in (0, 1]")
         if not 0 < self.gce_q <= 1:
             raise UleError(f"gce_q is {self.gce_q}; it must lie in (0, 1] (0.7 in Nam et al. 2020)")
 
 
-# `paper` is our reading of arXiv 2409.02792; `path` is ours. A preset also says how the two are scheduled.
+# `paper` is our reading of arXiv 2409.02792; `path` and `exchange` are ours. A preset also says how the two are
+# scheduled.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "attribution": "gradient",
@@ -66,6 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_loss": "cross_entropy",
         "unlearning_weight": 1.0,
         "student_head_start": 0.0,
+        "freeze_student": False,
     },
     "path": {
         "attribution": "path",
@@ -77,6 +85,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_loss": "generalised_cross_entropy",
         "unlearning_weight": 1.0,
         "student_head_start": 2.0,
+        "freeze_student": False,
+    },
+    "exchange": {
+        "attribution": "path",
+        "score": "difference",
+        "grid": "2x2",
+        "map_sign": "signed",
+        "map_norm": "max",
+        "term": "exchange",
+        "student_loss": "cross_entropy",
+        "unlearning_weight": 0.3,
+        "student_head_start": 1.0,
+        "freeze_student": True,
     },
 }
 

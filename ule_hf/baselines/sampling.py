@@ -59,16 +59,24 @@ def balancing_weights(ids: ArrayLike) -> NDArray[np.float64]:
     return 1 / np.bincount(ids)[ids]
 
 
+def class_balanced(task: Task) -> WeightedSampler:
+    """Every class of the training split is equally likely."""
+    return _balanced(task, "label")
+
+
 def train_class_balanced(task: Task) -> ClassifierTrainer:
     """Train the initial model with every class equally likely."""
-    return _train(task, "label")
+    return _train(task, class_balanced(task))
 
 
 def train_group_balanced(task: Task) -> ClassifierTrainer:
     """Train the initial model with every group equally likely."""
-    return _train(task, "group")
+    return _train(task, _balanced(task, "group"))
 
 
-def _train(task: Task, balanced: str) -> ClassifierTrainer:
-    sampler = WeightedSampler(balancing_weights(column(task.data["train"], balanced)), task.args.seed)
+def _balanced(task: Task, ids: str) -> WeightedSampler:
+    return WeightedSampler(balancing_weights(column(task.data["train"], ids)), task.args.seed)
+
+
+def _train(task: Task, sampler: WeightedSampler) -> ClassifierTrainer:
     return task.train(task.trainer(ClassifierTrainer, task.classifier(), train_sampler=sampler))
