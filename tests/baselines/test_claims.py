@@ -21,6 +21,6 @@ def plain(bed, tmp_path_factory) -> float:
     return results["model"][WORST]
 
 
-@pytest.mark.parametrize("method", ["group_dro"])
+@pytest.mark.parametrize("method", ["group_dro", "lff", "eiil"])
 def test_the_worst_group_gains(bed, plain, tmp_path, method):
     assert run(bed[0], tmp_path, method, bed[1], **LAST_EPOCH)["model"][WORST] > plain + 0.1
