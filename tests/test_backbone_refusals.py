@@ -27,7 +27,7 @@ def test_unknown_names(tmp_path):
     fails("resnet81", "did you mean", "resnet18", name_or_path="resnet81")
     fails("resnet50.a1_in2k", "resnet50.a1_in1k", name_or_path="resnet50.a1_in2k")
     fails("timm/resnet50.a1_in1k", "from scratch", name_or_path="resnet50.a1_in1k")
-    fails("nobody/nothing", "Hub", "connect", name_or_path="nobody/nothing")
+    fails("nobody/nothing", "Hub", "outgoing traffic", name_or_path="nobody/nothing")
     fails("no/such/folder", name_or_path="./no/such/folder")
     fails("config.json", name_or_path=tmp_path)
 
