@@ -46,6 +46,6 @@ def check_command(words: list[str], run: bool = False) -> None:
     elif words[0] == "ule-hf" and run:
         assert cli(words[1:]) == 0, words
     elif words[0] == "ule-hf":
-        assert words[1] in ("card", "push"), words
+        assert words[1] in ("card", "push", "compare", "demo", "explain", "report"), words
     else:
         assert words == ["pip", "install", "-e", "."], words

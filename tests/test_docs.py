@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.comparison.lines import finished
 from tests.pages import DOCS, ON_THE_HUB, REPOSITORY, blocks, check_command, commands, run_python
+from tests.report.models import keep, save_pair
 from ule_hf.cli import main as cli
 
 PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
@@ -40,7 +44,16 @@ def train(*options: str) -> None:
 
 
 def test_there_is_a_page_for_each_and_no_block_of_another_kind():
-    assert {"quick_start", "your_own_data", "own_loop", "several_machines", "speed", "trust", *ON_THE_HUB} == set(PAGES)
+    assert {
+        "quick_start",
+        "your_own_data",
+        "explain",
+        "own_loop",
+        "several_machines",
+        "speed",
+        "trust",
+        *ON_THE_HUB,
+    } == set(PAGES)
     for page in PAGES:
         known = [block for language in ("bash", "python", "csv") for block in blocks(page, language)]
         assert 2 * len(known) == (DOCS / f"{page}.md").read_text().count("```"), page
@@ -75,3 +88,20 @@ def test_own_loop(outputs):
     loaded = transformers.AutoModelForImageClassification.from_pretrained("outputs/own-loop")
     assert loaded.config.id2label == {0: "even", 1: "odd"}
     assert names["output"].overlap is not None  # the last step had the term
+
+
+@pytest.mark.slow
+def test_explain(outputs):
+    save_pair(outputs / "outputs" / "digits")
+    keep(outputs / "outputs" / "kept", "recipes/train.py --dataset digits --shortcut half")
+    (outputs / "outputs" / "quick.jsonl").write_text(json.dumps(finished("ule_path", 0, 0.5, bed="digits-half")) + "\n")
+    for name in ("picture.jpg", "other.jpg"):
+        shutil.copy(outputs / "my_images" / "001.jpg", name)
+    for words in commands("explain"):
+        if words[1] == "compare":  # what it would run, without running it
+            assert cli([*words[1:2], str(REPOSITORY / words[2]), *words[3:], "--table"]) == 0
+        elif words[1:] != ["demo", "outputs/digits"]:  # which would serve until it is stopped
+            check_command(words, run=True)
+    run_python("explain")
+    pages = {"explanations/other-explained.png", "explained.png", "my_space/app.py", "report/index.html"}
+    assert all((outputs / page).is_file() for page in pages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,4 +37,11 @@ def save_pair(folder: Path) -> Path:
     save_model(folder)
     save_model(folder / "student", seed=1)
     (folder / "ule_config.json").write_text('{"attribution": "path", "grid": "4x4", "output_dir": "outputs/pets"}')
+    return folder
+
+
+def keep(root: Path, command: str | None, method: str = "ule_path", seed: int = 0) -> Path:
+    """A pair as a comparison keeps it under ``root``, of a run of ``command`` on the bed ``digits-half``."""
+    folder = save_pair(root / "digits-half" / method / str(seed))
+    (folder / "results.json").write_text(json.dumps({"run": {"command": command}}))
     return folder
