@@ -92,21 +92,45 @@ def patch_bed(images: np.ndarray, labels: np.ndarray, seed: int) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def half_bed(images: np.ndarray, labels: np.ndarray, seed: int) -> DatasetDict:
-    """A 4 or a 9 below a 0 or a 1 that always tells which, in 1,300 training images; test balanced."""
+def half_bed(
+    images: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    correlation: float = 1.0,
+    moving: bool = False,
+    second: bool = False,
+) -> DatasetDict:
+    """A 4 or a 9 below a 0 or a 1 that tells which, in 1,300 training images; test balanced.
+
+    Args:
+        correlation: share of training and validation images whose 0 or 1 agrees with the label; 0.5 is no shortcut.
+        moving: the two digits stand in either order, at random.
+        second: a 2 or a 3 below, which agrees as often and independently: a second shortcut.
+    """
     rng = np.random.default_rng(seed)
-    of = {digit: rng.permutation(np.flatnonzero(labels == digit)) for digit in (0, 1, 4, 9)}
+    of = {digit: rng.permutation(np.flatnonzero(labels == digit)) for digit in (0, 1, 4, 9, 2, 3)}
     parts = {"train": slice(0, 650), "validation": slice(650, 750), "test": slice(750, None)}
     splits = {}
     for split, part in parts.items():
-        lower = np.concatenate([of[4][part], of[9][part]])
+        core = np.concatenate([of[4][part], of[9][part]])
         y = np.repeat([0, 1], [len(of[4][part]), len(of[9][part])])
-        shortcut = y
         if split == "test":
-            lower, y, shortcut = np.tile(lower, 2), np.tile(y, 2), np.repeat([0, 1], len(y))
-        upper = np.array([rng.choice(of[s][part]) for s in shortcut])
-        pictures = np.repeat(np.concatenate([images[upper], images[lower]], axis=1)[..., None], 3, axis=3)
-        splits[split] = _dataset(pictures, y, shortcut, ["4", "9"], ("0", "1"))
+            core, shortcut, y = np.tile(core, 2), np.repeat([0, 1], len(y)), np.tile(y, 2)
+        else:
+            shortcut = np.where(rng.random(len(y)) < correlation, y, 1 - y)
+        halves = [images[[rng.choice(of[s][part]) for s in shortcut]], images[core]]
+        if moving:
+            swapped = rng.random(len(y)) < 0.5
+            halves = [np.where(swapped[:, None, None], *pair) for pair in (halves[::-1], halves)]
+        names = ("0", "1")
+        if second:
+            other = (
+                rng.integers(0, 2, len(y)) if split == "test" else np.where(rng.random(len(y)) < correlation, y, 1 - y)
+            )
+            halves.append(images[[rng.choice(of[2 + s][part]) for s in other]])
+            shortcut, names = 2 * shortcut + other, ("0 2", "0 3", "1 2", "1 3")
+        pictures = np.repeat(np.concatenate(halves, axis=1)[..., None], 3, axis=3)
+        splits[split] = _dataset(pictures, y, shortcut, ["4", "9"], names)
     return DatasetDict(splits)
 
 
