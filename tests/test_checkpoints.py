@@ -209,11 +209,13 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / LOCK_FILE)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(UleError, match=r"another run is writing to.*accelerate launch --multi_gpu"):
-        make_trainer(tmp_path).train()
+    trainer = make_trainer(tmp_path, num_train_epochs=1)
+    for _ in range(2):
+        with pytest.raises(UleError, match=r"another run is writing to.*accelerate launch --multi_gpu"):
+            trainer.train()
     other.kill()
     other.wait()
-    make_trainer(tmp_path, num_train_epochs=1).train()  # a killed run holds nothing
+    trainer.train()  # a killed run holds nothing
 
 
 def test_processes_that_do_not_know_of_one_another_are_refused(tmp_path, monkeypatch):

@@ -130,12 +130,11 @@ class WholeCheckpoints(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         if folder in self._locks:
             return
-        self._locks[folder] = FileLock(folder / LOCK_FILE, is_singleton=True)
-        error = None
+        lock, error = FileLock(folder / LOCK_FILE, is_singleton=True), None
         if self.args.should_save:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._locks[folder].acquire(timeout=0)
+                lock.acquire(timeout=0)
                 for partial in folder.glob(f"{PARTIAL}*"):  # of a run that was killed
                     shutil.rmtree(partial, ignore_errors=True)
             except Timeout:
@@ -147,6 +146,7 @@ class WholeCheckpoints(Trainer):
                 error = f"output_dir {folder} cannot be written ({cause.strerror or cause}); give another"
         self._agree(error)
         self._agree(self._unseen(folder))
+        self._locks[folder] = lock
 
     def _agree(self, error: str | None) -> None:
         """All processes raise the first error that one of them has."""

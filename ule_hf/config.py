@@ -28,6 +28,10 @@ class ULEConfig(TrainingArguments):
     unlearning_warmup, unlearning_interval, unlearning_fraction, gce_q, control, student_learning_rate,
     student_weight_decay
 
+    > Faults
+
+    on_nonfinite
+
     > Hub
 
     hub_push_student. ``hub_strategy`` "checkpoint" and "all_checkpoints" push whole checkpoints, students included.

@@ -27,6 +27,7 @@ from ule_hf.card import (
     card_metadata,
     write_card,
 )
+from ule_hf.checkpoints import written_whole
 from ule_hf.errors import UleError
 from ule_hf.hub import (
     check_card,
@@ -159,7 +160,9 @@ class PublishingTrainer(WatchedTrainer):
         self._wait_for_push()
         if self._unpushed is None or not os.path.isdir(self._unpushed):
             return
-        self._copy_to_output_dir(Path(self._unpushed))
+        if error := self._error_of(self._copy_to_output_dir, Path(self._unpushed)):
+            logger.warning("%s could not be copied to be pushed (%s)", self._unpushed, error)
+            return
         self._try_to_push(f"End of training, step {self.state.global_step}", self._unpushed)
 
     def _try_to_push(self, message: str, checkpoint_folder: str) -> None:
@@ -210,10 +213,10 @@ class PublishingTrainer(WatchedTrainer):
     def _copy_to_output_dir(self, checkpoint: Path) -> None:
         """Makes the files that are pushed those of ``checkpoint``; results of other weights go, pictures stay."""
         output_dir = Path(self.args.output_dir)
-        (output_dir / RESULTS_FILE).unlink(missing_ok=True)
-        for name in teacher_files(checkpoint, with_student=True):
-            (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(checkpoint / name, output_dir / name)
+        with written_whole(output_dir, vouching=RESULTS_FILE) as partial:
+            for name in teacher_files(checkpoint, with_student=True):
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(checkpoint / name, partial / name)
         write_card(output_dir)
 
 
