@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "term": "exchange",
         "student_loss": "cross_entropy",
         "unlearning_weight": 0.3,
-        "student_head_start": 1.0,
+        "student_head_start": 2.0,
         "freeze_student": True,
     },
 }
