@@ -84,11 +84,11 @@ def obvious(pair: StudentTeacher, rules: list[Callable], images: Tensor, labels:
 
 
 def ule(
-    pair: StudentTeacher, images: Tensor, labels: Tensor, weights: tuple[float, ...] = (1.0,), fraction: float = 1.0
+    pair: StudentTeacher, images: Tensor, labels: Tensor, weights: tuple[float, ...] = (1.0,), **options: object
 ) -> Iterator[Tensor]:
     """ULE as built, one step for each weight of the term."""
     for weight in weights:
-        yield pair(images, labels, unlearning_weight=weight, unlearning_fraction=fraction).loss
+        yield pair(images, labels, unlearning_weight=weight, **options).loss
 
 
 def obvious_but_for_the_student(pair: StudentTeacher, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
@@ -119,9 +119,11 @@ def cases(student: nn.Module, teacher: nn.Module, score: Score) -> dict[str, tup
         log_prob = StudentTeacher(student, teacher, variant_of("paper", score="log_prob"))
         found["ule, log_prob"] = (partial(ule, log_prob), 1)
     found["ule, interval 4"] = (partial(ule, paper, weights=(4.0, 0.0, 0.0, 0.0)), 4)
-    found["ule, quarter of the batch"] = (partial(ule, paper, fraction=0.25), 1)
+    found["ule, quarter of the batch"] = (partial(ule, paper, unlearning_fraction=0.25), 1)
     found["ule, path"] = (partial(ule, path), 1)
-    found["ule, path, quarter of the batch"] = (partial(ule, path, fraction=0.25), 1)
+    found["ule, path, quarter of the batch"] = (partial(ule, path, unlearning_fraction=0.25), 1)
+    exchange = StudentTeacher(student, teacher, variant_of("exchange"))
+    found["ule, exchange"] = (partial(ule, exchange, train_student=False), 1)
     return found
 
 
