@@ -1,0 +1,91 @@
+"""What a teacher unlearns, epoch by epoch: the share of its attribution on the shortcut beside its worst group.
+
+    python -m benchmarks.mechanism --data_dir FOLDER   # FOLDER holds mnist/ and cifar10/; prints and writes the table
+
+Dominoes at correlation 0.95: the digit above is the shortcut and fills half of the picture, so that a model that
+looks everywhere alike has a share of 50. Attributions of the predicted class at 128 test images: `path` from each to
+the image 64 further on, summed over an 8 × 8 grid, and the plain `gradient` (:mod:`ule_hf.report.saliency`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from benchmarks.beds import COMMON, METHODS, ROOT
+from ule_hf.arguments import parse
+from ule_hf.backbones import load_backbone
+from ule_hf.data import load
+from ule_hf.data.preprocessing import transforms_of
+from ule_hf.experiment import fit
+from ule_hf.metrics import accuracy_by_group
+from ule_hf.report.saliency import saliency, share_on_object
+
+RESULTS = ROOT / "results" / "mechanism.jsonl"
+CHOSEN = ("plain training", "`exchange`", "control `constant`")
+IMAGES = 128
+
+
+def look(folder: Path, test, method: str, epoch: int) -> dict[str, object]:
+    """Worst group and shares on the shortcut of the model in ``folder``."""
+    model, processor = load_backbone(folder, label_names=test.features["label"].names)
+    model.eval()
+    rows = test.with_transform(transforms_of(test, processor, "none", seed=0)[1])[:]
+    images, groups = torch.stack(list(rows["pixel_values"])), np.asarray(rows["group"])
+    with torch.no_grad():
+        answers = torch.cat([model(pixel_values=part).logits.argmax(dim=1) for part in images.split(256)]).numpy()
+    by_group = accuracy_by_group(answers, np.asarray(rows["labels"]), groups, 4)
+    some = images[torch.linspace(0, len(images) - 1, IMAGES).long()]
+    shortcut = torch.zeros(IMAGES, 8, 8)
+    shortcut[:, :4] = 1
+    shares = {
+        "path": share_on_object(saliency(model, some, "path", some.roll(64, dims=0)[:, None], (8, 8)), shortcut),
+        "gradient": share_on_object(saliency(model, some, "gradient", grid=(8, 8)), shortcut),
+    }
+    return {
+        "method": method,
+        "epoch": epoch,
+        "model": "student" if folder.name == "student" else "teacher",
+        "worst_group_accuracy": float(by_group.min()),
+        **{f"{kind}_on_shortcut": float(np.nanmean(share)) for kind, share in shares.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load("dominoes", data_dir=arguments.data_dir, correlation=0.95, seed=0)
+    lines = []
+    for method in CHOSEN:
+        with tempfile.TemporaryDirectory() as folder:
+            options = [*COMMON, "--num_train_epochs", "14", *METHODS[method], "--image_size", "64", "--seed", "0"]
+            kept = ["--output_dir", folder, "--disable_tqdm", "true", "--save_total_limit", "100"]
+            data_args, model_args, args, _ = parse([*options, *kept])
+            fit(data, data_args.augmentation, model_args, args)
+            last = int(Path(get_last_checkpoint(folder)).name.rpartition("-")[2])
+            for checkpoint in Path(folder).glob("checkpoint-*"):
+                epoch = round(int(checkpoint.name.rpartition("-")[2]) / last * args.num_train_epochs)
+                for model in (checkpoint, checkpoint / "student"):
+                    lines.append(look(model, data["test"], method, epoch))
+    lines.sort(key=lambda line: (CHOSEN.index(line["method"]), line["model"], line["epoch"]))
+    RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(
+        "| method | model | epoch | worst group | path on the shortcut | gradient on the shortcut |",
+        "|---" * 6 + "|",
+        sep="\n",
+    )
+    for line in lines:
+        figures = " | ".join(f"{100 * v:.1f}" for v in list(line.values())[3:])
+        print(f"| {line['method']} | {line['model']} | {line['epoch']} | {figures} |")
+
+
+if __name__ == "__main__":
+    main()
