@@ -128,7 +128,7 @@ class StudentTeacher(nn.Module):
             if self.variant.attribution == "path":
                 path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
-            with nullcontext() if train_student else evaluation_mode(self.student), frozen_batch_statistics(self):
+            with nullcontext() if train_student else evaluation_mode(self.student):
                 of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
@@ -244,10 +244,11 @@ class StudentTeacher(nn.Module):
                 return input_gradient(score, inputs, create_graph)
             return path_attribution(score, inputs, difference, create_graph)
 
-        of_student = attribution(self.student, create_graph=False)
+        with frozen_batch_statistics(self):
+            of_student = attribution(self.student, create_graph=False)
         if self.variant.term == "exchange":
             return self._exchange_term(of_student, images, labels, path[0], generator)
-        with self._twice_differentiable():
+        with frozen_batch_statistics(self), self._twice_differentiable():
             of_teacher = attribution(self.teacher, create_graph=True)
         inputs.requires_grad_(False)
         return self._term(*self._maps(of_student, of_teacher))
@@ -264,6 +265,8 @@ class StudentTeacher(nn.Module):
         variant = self.variant
         student_map = attribution_map(of_student, variant.grid, variant.map_sign, variant.map_norm, True)
         cells = control_cells(decisive_cells(student_map, variant.coverage), variant.control, generator)
+        # These do count in BatchNorm's running statistics: the teacher has to answer for such images as for any other,
+        # and without them it tells them apart by their statistics (Dominoes: worst group 26 instead of 66).
         logits = _logits(self.teacher, exchange(images, partners, cells, variant.grid))
         labels = labels[: len(logits)]
         return {
