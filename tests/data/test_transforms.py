@@ -145,7 +145,8 @@ def test_pixel_format_sees_what_attributes_do_not_say():
 def test_none_is_evaluation(processor, digits):
     ours, evaluation = batch(digits, TrainTransform(processor, "none")), batch(digits, EvalTransform(processor))
     assert ours.keys() == evaluation.keys()
-    assert all((ours[key] == evaluation[key]).all() for key in ours)
+    assert all(torch.equal(ours[key], evaluation[key]) for key in ("pixel_values", "labels", "group"))
+    assert ours["image_id"] == evaluation["image_id"]
 
 
 def test_flip_mirrors_about_half_of_evaluation(processor, digits):
@@ -250,6 +251,8 @@ def test_datasets_can_hash_the_transform(processor, digits, augmentation):
 
 def test_collate_keeps_what_the_model_needs(processors, digits):
     transformed = batch(digits, EvalTransform(processors["transformers"]), [3, 1])
+    ids = transformed.pop("image_id")
+    assert ids == [digits[3]["image_id"], digits[1]["image_id"]]
     assert {key: (tuple(value.shape), value.dtype) for key, value in transformed.items()} == {
         "pixel_values": ((2, 3, 32, 32), torch.float32),
         "labels": ((2,), torch.int64),
@@ -258,7 +261,8 @@ def test_collate_keeps_what_the_model_needs(processors, digits):
     assert transformed["labels"].tolist() == [digits[3]["label"], digits[1]["label"]]
     assert transformed["group"].tolist() == [digits[3]["group"], digits[1]["group"]]
     rows = [{"pixel_values": torch.zeros(3, 2, 2), "labels": 1, "image_id": "a"}] * 2
-    assert collate(rows).keys() == {"pixel_values", "labels"}
+    assert collate(rows).keys() == {"pixel_values", "labels", "image_id"}
+    assert collate(rows)["image_id"] == ["a", "a"]
 
 
 def test_unknown_augmentation(processors):
