@@ -48,9 +48,11 @@ def test_there_is_a_page_for_each_and_no_block_of_another_kind():
         "quick_start",
         "your_own_data",
         "explain",
+        "method",
         "own_loop",
         "several_machines",
         "speed",
+        "study",
         "trust",
         *ON_THE_HUB,
     } == set(PAGES)

@@ -155,6 +155,7 @@ def record(
             "variant": vars(args.variant()),
             "unlearning_weight": args.unlearning_weight,
             "student_head_start": args.student_head_start,
+            "freeze_student": args.freeze_student,
         }
     return {
         "command": command,

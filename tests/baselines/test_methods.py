@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -96,3 +97,17 @@ def test_groups_that_are_not_there_are_refused_before_training(model, data, tmp_
 def test_options_outside_their_range_are_refused(model, tmp_path, option):
     with pytest.raises(UleError, match=next(iter(option))):
         run(model, tmp_path, "erm", **option)
+
+
+def test_watching_the_test_split_changes_nothing(model, data, tmp_path):
+    for watched in (False, True):
+        run(model, tmp_path / str(watched), "lff", data, num_train_epochs=2, evaluate_test_each_epoch=watched)
+    one, other = (load_file(tmp_path / str(watched) / "model.safetensors") for watched in (False, True))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_first_model_without_an_error_is_said(model, data, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="ule_hf.baselines.jtt"):
+        easy = pictures(correlation=1.0, train=64)
+        run(model, tmp_path, "jtt", easy, jtt_first_epochs=12.0, num_train_epochs=1)
+    assert "gets every training image right" in caplog.text
