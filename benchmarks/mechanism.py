@@ -66,7 +66,7 @@ def main() -> None:
     lines = []
     for method in CHOSEN:
         with tempfile.TemporaryDirectory() as folder:
-            options = [*COMMON, "--num_train_epochs", "14", *METHODS[method], "--image_size", "64", "--seed", "0"]
+            options = [*COMMON, *METHODS[method], "--image_size", "48", "--seed", "0"]
             kept = ["--output_dir", folder, "--disable_tqdm", "true", "--save_total_limit", "100"]
             data_args, model_args, args, _ = parse([*options, *kept])
             fit(data, data_args.augmentation, model_args, args)

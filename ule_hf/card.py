@@ -28,7 +28,8 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 METHOD_OPTIONS = (
     *("preset", "attribution", "score", "grid", "map_sign", "map_norm", "term", "control", "unlearning_weight"),
     *("unlearning_warmup", "unlearning_interval", "unlearning_fraction", "coverage"),
-    *("student_loss", "gce_q", "student_head_start", "freeze_student", "class_balanced_sampling"),
+    *("student_loss", "gce_q", "student_head_start", "head_start_accuracy", "freeze_student"),
+    "class_balanced_sampling",
 )
 TRAINING_OPTIONS = (
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "learning_rate"),

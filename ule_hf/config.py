@@ -21,7 +21,7 @@ class ULEConfig(TrainingArguments):
     > The method: a preset fixes these, an option given beside it wins
 
     attribution, score, grid, map_sign, map_norm, term, unlearning_weight, student_loss, student_head_start,
-    freeze_student
+    head_start_accuracy, freeze_student
 
     > Schedule, student, controls
 
@@ -84,6 +84,13 @@ class ULEConfig(TrainingArguments):
         default=None,
         metadata={"help": "Epochs, of num_train_epochs, that the student trains before the teacher joins."},
     )
+    head_start_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "The head start ends sooner, once the student is right on this share of its last four batches "
+            "(mean over the classes)."
+        },
+    )
     freeze_student: bool | None = field(
         default=None, metadata={"help": "Train the student no more once the teacher has joined."}
     )
@@ -145,6 +152,8 @@ class ULEConfig(TrainingArguments):
                 f"student_head_start is {self.student_head_start:g} of num_train_epochs {self.num_train_epochs:g}, so "
                 "the teacher would never be trained; give more epochs or a shorter head start"
             )
+        if self.head_start_accuracy is not None and not 0 < self.head_start_accuracy <= 1:
+            raise UleError(f"head_start_accuracy is {self.head_start_accuracy}; it must lie in (0, 1]")
         if self.freeze_student and not self.student_head_start > 0:
             raise UleError("freeze_student would keep an untrained student; give it a student_head_start above 0")
         if self.on_nonfinite not in ("stop", "skip"):

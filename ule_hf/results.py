@@ -155,6 +155,8 @@ def record(
             "variant": vars(args.variant()),
             "unlearning_weight": args.unlearning_weight,
             "student_head_start": args.student_head_start,
+            "head_start_accuracy": args.head_start_accuracy,
+            "head_start_ended": trainer.head_start_ends.item(),
             "freeze_student": args.freeze_student,
         }
     return {

@@ -74,6 +74,12 @@ class ULETrainer(ClassifierTrainer):
         super().__init__(model, args, **kwargs)
         self._student_learns = StudentLearns(self, self.num_classes)
         self.add_callback(self._student_learns)
+        #: Epoch at which the teacher joins.
+        self.head_start_ends = torch.tensor(float(args.student_head_start), dtype=torch.float64)
+        # what the student got right of its last four batches, and of how many images, by class
+        self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
+        if args.head_start_accuracy is not None:
+            self.kept_tensors = ("head_start_ends", "_of_last_batches")
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -107,6 +113,8 @@ class ULETrainer(ClassifierTrainer):
             unlearning_fraction=self.args.unlearning_fraction,
             generator=self._path_generator(),
         )
+        if not self._teacher_has_joined():
+            self._watch_the_head_start(output.student_logits, labels)
         loss = self.require_finite(output.loss, partial(_losses, output))
         if loss is output.loss:
             self._record(output, labels)
@@ -133,7 +141,23 @@ class ULETrainer(ClassifierTrainer):
             raise
 
     def _teacher_has_joined(self) -> bool:
-        return (self.state.epoch or 0.0) >= self.args.student_head_start
+        return (self.state.epoch or 0.0) >= self.head_start_ends.item()
+
+    def _watch_the_head_start(self, logits: Tensor, labels: Tensor) -> None:
+        """Ends the head start once the student knows something: what it learns first is the shortcut, and what it
+        learns later may be the task. The same on every process."""
+        if self.args.head_start_accuracy is None:
+            return
+        of_batch = torch.zeros_like(self._of_last_batches[0])
+        of_batch[0].index_add_(0, labels, (logits.argmax(dim=1) == labels).float())
+        of_batch[1].index_add_(0, labels, torch.ones_like(labels, dtype=torch.float))
+        of_batch = self.accelerator.reduce(of_batch, reduction="sum")
+        self._of_last_batches = torch.cat([self._of_last_batches[1:], of_batch[None]])
+        right, seen = self._of_last_batches.sum(dim=0)
+        four = bool((self._of_last_batches[:, 1].sum(dim=1) > 0).all())
+        if four and (right[seen > 0] / seen[seen > 0]).mean() >= self.args.head_start_accuracy:
+            # from the next optimiser step on, whatever micro-batches this one still has
+            self.head_start_ends.fill_((self.state.epoch or 0.0) + 1e-6)
 
     def current_unlearning_weight(self) -> float:
         """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs.
@@ -141,7 +165,7 @@ class ULETrainer(ClassifierTrainer):
         With ``unlearning_interval`` k it is k · λ at every k-th optimiser step and 0 between (lazy regularisation,
         Karras et al. 2020); which steps those are follows from the number of the step alone.
         """
-        since_joining = (self.state.epoch or 0.0) - self.args.student_head_start
+        since_joining = (self.state.epoch or 0.0) - self.head_start_ends.item()
         if since_joining < 0 or self.state.global_step % self.args.unlearning_interval:
             return 0.0
         weight = self.args.unlearning_weight * self.args.unlearning_interval
@@ -215,7 +239,7 @@ class ULETrainer(ClassifierTrainer):
 
     def _warn_of_one_answer(self, logits: np.ndarray) -> None:
         answers = np.unique(np.argmax(logits, axis=1))
-        if len(answers) == 1 and len(logits) > 1 and (self.state.epoch or 0.0) > self.args.student_head_start:
+        if len(answers) == 1 and len(logits) > 1 and (self.state.epoch or 0.0) > self.head_start_ends.item():
             self.warn_once(
                 "the teacher has collapsed: at epoch %.3g it answers %s to each of %d images, so its saliency map, and "
                 "the unlearning term, means nothing (a lower unlearning_weight or learning_rate?)",
@@ -224,7 +248,7 @@ class ULETrainer(ClassifierTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Not before the teacher has been trained."""
-        return self.state.epoch > self.args.student_head_start and super()._determine_best_metric(metrics, trial)
+        return self.state.epoch > self.head_start_ends.item() and super()._determine_best_metric(metrics, trial)
 
 
 def _losses(output: StudentTeacherOutput) -> tuple[str, str]:

@@ -97,6 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_loss": "cross_entropy",
         "unlearning_weight": 0.3,
         "student_head_start": 2.0,
+        "head_start_accuracy": 0.9,
         "freeze_student": True,
     },
 }
