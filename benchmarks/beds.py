@@ -92,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--beds", nargs="*", default=list(BEDS), choices=list(BEDS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -100,7 +101,7 @@ def main() -> None:
             if seed >= seeds:
                 continue
             data, size = build(bed, arguments.data_dir, seed)
-            for method in methods:
+            for method in filter(arguments.methods.__contains__, methods):
                 options = [*COMMON, *METHODS[method], *size, "--seed", str(seed)]
                 run_once(RESULTS, {"bed": bed, "method": method, "seed": seed}, data, options)
     print(table())

@@ -113,15 +113,16 @@ def test_the_teacher_sees_the_students_quadrant_of_another_class_under_its_own_l
     torch.testing.assert_close(output.loss, whole)
 
 
-def test_a_frozen_student_gets_no_gradient_and_stays_in_evaluation_mode_for_the_step_only():
+def test_a_frozen_student_gets_no_gradient_and_counts_each_batch_once():
     student = nn.Sequential(nn.BatchNorm2d(1), LooksAt(0, 1), nn.Dropout(0.5))
     pair = StudentTeacher(student, Remembers(), EXCHANGE).train()
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    before = {name: parameter.clone() for name, parameter in student.named_parameters()}
     outputs = [pair(pictures(), LABELS, unlearning_weight=1.0, train_student=False) for _ in range(2)]
     outputs[0].loss.backward()
     assert all(p.grad is None for p in student.parameters())
     assert all(p.grad is not None for p in pair.teacher.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    assert all(torch.equal(before[name], parameter) for name, parameter in student.named_parameters())
+    assert student[0].num_batches_tracked == 2  # not the mixed images
     assert all(module.training for module in student.modules())
 
 

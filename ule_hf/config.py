@@ -121,7 +121,9 @@ class ULEConfig(TrainingArguments):
     save_strategy: str = "epoch"
     logging_strategy: str = "epoch"
     save_total_limit: int | None = 2
-    load_best_model_at_end: bool = True
+    load_best_model_at_end: bool | None = field(
+        default=None, metadata={"help": "By default on, but for term exchange, whose last epoch is kept."}
+    )
     metric_for_best_model: str | None = "worst_class_accuracy"
     remove_unused_columns: bool | None = False
     logging_nan_inf_filter: bool = False
@@ -147,6 +149,9 @@ class ULEConfig(TrainingArguments):
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.load_best_model_at_end is None:
+            # validation that shares the shortcut is at its best where the teacher still uses it
+            self.load_best_model_at_end = self.term != "exchange"
         if self.max_steps <= 0 and self.num_train_epochs <= self.student_head_start:
             raise UleError(
                 f"student_head_start is {self.student_head_start:g} of num_train_epochs {self.num_train_epochs:g}, so "
