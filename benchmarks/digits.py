@@ -23,6 +23,8 @@ METHODS = {
     "ULE `paper`, control `constant`": ["--preset", "paper", "--control", "constant"],
     "ULE `path`": ["--preset", "path"],
     "ULE `path`, control `constant`": ["--preset", "path", "--control", "constant"],
+    "ULE `exchange`": ["--preset", "exchange"],
+    "ULE `exchange`, control `constant`": ["--preset", "exchange", "--control", "constant"],
 }
 BEDS = list(product(("patch", "half"), (0.95, 1.0)))
 

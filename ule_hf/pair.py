@@ -266,7 +266,7 @@ class StudentTeacher(nn.Module):
         student_map = attribution_map(of_student, variant.grid, variant.map_sign, variant.map_norm, True)
         cells = control_cells(decisive_cells(student_map, variant.coverage), variant.control, generator)
         # These do count in BatchNorm's running statistics: the teacher has to answer for such images as for any other,
-        # and without them it tells them apart by their statistics (Dominoes: worst group 26 instead of 66).
+        # and without them it tells them apart by their statistics, and keeps the shortcut for the others.
         logits = _logits(self.teacher, exchange(images, partners, cells, variant.grid))
         labels = labels[: len(logits)]
         return {
@@ -330,8 +330,8 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
 
 @contextmanager
 def frozen_weights(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, but for BatchNorm: after a short head start its running statistics are no use yet,
-    so it goes by those of the batch and goes on to count (digits: worst group 97 instead of 37)."""
+    """Evaluation mode for a while, but for BatchNorm: after a short head start its running statistics are no use yet:
+    it goes by those of the batch and goes on to count."""
     training = [m for m in module.modules() if m.training and not isinstance(m, _NormBase)]
     for m in training:
         m.training = False
