@@ -95,7 +95,8 @@ class StudentTeacher(nn.Module):
             labels: ``[B]`` class ids; without them no loss is computed.
             unlearning_weight: λ; at 0 the teacher is trained plainly and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
-            train_student: False to leave the student's weights as they are; see :func:`frozen_weights`.
+            train_student: False to leave the student's weights as they are; BatchNorm goes on to count the images,
+                because a head start may be too short for its statistics.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
@@ -108,7 +109,7 @@ class StudentTeacher(nn.Module):
         unlearn = self.training and train_teacher and unlearning_weight > 0
         at_images = unlearn and self.variant.attribution == "gradient" and unlearning_fraction == 1
 
-        with nullcontext() if train_student else frozen_weights(self.student):
+        with nullcontext() if train_student else evaluation_mode(self.student, but_for_batch_norm=True):
             student = self._student_pass(pixel_values, labels, train_student, saliency=at_images)
         if not train_teacher:
             student_loss = student.loss_with_gradients()
@@ -128,7 +129,7 @@ class StudentTeacher(nn.Module):
             if self.variant.attribution == "path":
                 path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
-            with nullcontext() if train_student else frozen_weights(self.student):
+            with nullcontext() if train_student else evaluation_mode(self.student):
                 of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
@@ -329,10 +330,10 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
 
 
 @contextmanager
-def frozen_weights(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, but for BatchNorm: after a short head start its running statistics are no use yet:
-    it goes by those of the batch and goes on to count."""
-    training = [m for m in module.modules() if m.training and not isinstance(m, _NormBase)]
+def evaluation_mode(module: nn.Module, but_for_batch_norm: bool = False) -> Iterator[None]:
+    """``module.eval()`` for a while; ``but_for_batch_norm`` leaves that in training, statistics and all."""
+    kept = _NormBase if but_for_batch_norm else ()
+    training = [m for m in module.modules() if m.training and not isinstance(m, kept)]
     for m in training:
         m.training = False
     try:
