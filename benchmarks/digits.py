@@ -26,6 +26,7 @@ METHODS = {
     "ULE `exchange`": ["--preset", "exchange"],
     "ULE `exchange`, control `constant`": ["--preset", "exchange", "--control", "constant"],
 }
+SEEDS = 3
 BEDS = list(product(("patch", "half"), (0.95, 1.0)))
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true")
     if not parser.parse_args().table:
-        for seed, (kind, correlation), (method, options) in product(range(3), BEDS, METHODS.items()):
+        for seed, (kind, correlation), (method, options) in product(range(SEEDS), BEDS, METHODS.items()):
             data = load("digits", kind=kind, correlation=correlation, seed=seed)
             key = {"shortcut": kind, "correlation": correlation, "method": method, "seed": seed}
             run_once(RESULTS, key, data, [*RECIPE, *options, "--seed", str(seed)])
@@ -53,8 +54,14 @@ def summary() -> str:
         cells = []
         for method in METHODS:
             runs = runs_of(kind, correlation, method)
+            if not runs:
+                cells.append("")
+                continue
             selected = mean_and_spread([run["teacher"][worst] for run in runs])
-            cells.append(f"{selected} / {mean_and_spread([run['last_epoch']['teacher'][worst] for run in runs])}")
+            fewer = f" ({len(runs)} of {SEEDS} seeds)" * (len(runs) < SEEDS)
+            cells.append(
+                f"{selected} / {mean_and_spread([run['last_epoch']['teacher'][worst] for run in runs])}{fewer}"
+            )
         rows.append(f"| {kind} | {correlation:g} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -67,6 +74,8 @@ def table() -> str:
     ]
     for (kind, correlation), method in product(BEDS, METHODS):
         runs = runs_of(kind, correlation, method)
+        if not runs:
+            continue
         worst = "test_worst_group_accuracy"
         cells = [
             mean_and_spread([run["teacher"][worst] for run in runs]),

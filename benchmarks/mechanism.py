@@ -29,7 +29,7 @@ from ule_hf.report.saliency import saliency, share_on_object
 
 RESULTS = ROOT / "results" / "mechanism.jsonl"
 CHOSEN = ("plain training", "`exchange`", "control `constant`")
-IMAGES = 128
+IMAGES, EPOCHS = 128, (1, 2, 3, 6, 9, 12)
 
 
 def look(folder: Path, test, method: str, epoch: int) -> dict[str, object]:
@@ -73,7 +73,7 @@ def main() -> None:
             last = int(Path(get_last_checkpoint(folder)).name.rpartition("-")[2])
             for checkpoint in Path(folder).glob("checkpoint-*"):
                 epoch = round(int(checkpoint.name.rpartition("-")[2]) / last * args.num_train_epochs)
-                for model in (checkpoint, checkpoint / "student"):
+                for model in (checkpoint, checkpoint / "student") if epoch in EPOCHS else ():
                     lines.append(look(model, data["test"], method, epoch))
     lines.sort(key=lambda line: (CHOSEN.index(line["method"]), line["model"], line["epoch"]))
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
