@@ -117,7 +117,8 @@ class Plan:
         if not isinstance(value, str):
             return value
         template = string.Template(value)
-        for placeholder in template.get_identifiers():
+        found = (match["named"] or match["braced"] for match in template.pattern.finditer(value))
+        for placeholder in filter(None, found):  # Python 3.11 has get_identifiers for it
             if placeholder not in values:
                 raise UleError(
                     f"{self.file}: {name} of bed {bed!r} is {value}, and ${{{placeholder}}} has no value; "
