@@ -27,10 +27,10 @@ def write(folder: Path, **changes) -> Path:
 
 
 def test_cells_and_their_commands(tmp_path):
-    cells = read_plan(write(tmp_path)).cells({"data": "/home/me/data"})
+    cells = read_plan(write(tmp_path)).cells({"data": "/mnt/data"})
     assert [(cell.method, cell.seed) for cell in cells] == [("erm", 0), ("ule", 0), ("erm", 1), ("ule", 1)]
     options = cells[1].options()
-    assert options["data_dir"] == "/home/me/data/birds" and options["num_train_epochs"] == 9
+    assert options["data_dir"] == "/mnt/data/birds" and options["num_train_epochs"] == 9
     assert cells[1].recorded()["bed"]["data_dir"] == "birds"
     nothing = Cell("birds", "erm", 0, {"num_train_epochs": 3}, {"num_train_epochs": None}).options()
     assert "num_train_epochs" not in nothing  # null: the recipe's own

@@ -98,7 +98,7 @@ def test_only_the_same_options_count_as_done():
 
 
 def test_a_command_can_be_typed_again_elsewhere():
-    cell = Cell("birds", "erm", 0, {"data_dir": "/home/me/birds", "model_args": {"img_size": 32}}, {"method": "erm"})
+    cell = Cell("birds", "erm", 0, {"data_dir": "/mnt/birds", "model_args": {"img_size": 32}}, {"method": "erm"})
     assert command(cell.options()).startswith(
         """recipes/train.py --data_dir birds --model_args '{"img_size": 32}' --method erm --evaluate_test"""
     )

@@ -144,7 +144,7 @@ def arguments(options: Options) -> list[str]:
 def portable(value: Any) -> Any:
     """A path without what only this machine has: the last part of one that is absolute or goes up.
 
-    >>> portable("/home/me/data/birds"), portable("../weights/a.safetensors"), portable("timm/resnet50")
+    >>> portable("/mnt/data/birds"), portable("../weights/a.safetensors"), portable("timm/resnet50")
     ('birds', 'a.safetensors', 'timm/resnet50')
     """
     if isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
