@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
-import traceback
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -60,38 +60,40 @@ def train(data: DatasetDict, folder: Path) -> None:
     fit(data, "crop", ModelArguments(model="test_resnet", image_size=32), args)
 
 
-def fork(data: DatasetDict, folder: Path) -> int:
+# Not os.fork: a process whose OpenMP threads have run once leaves children that wait for them for ever.
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def start(folder: Path) -> BaseProcess:
     """The run in a process of its own, which has imported everything already."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
+    CONTEXT.set_forkserver_preload([__name__])
+    process = CONTEXT.Process(target=run, args=(folder,))
+    process.start()
+    return process
+
+
+def run(folder: Path) -> None:
+    torch.set_num_threads(1)
     os.chdir(folder.parent)  # so that every run's card names the same folder
     os.dup2(os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
-    try:
-        train(data, Path(folder.name))
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    os._exit(0)
+    train(small_digits(), Path(folder.name))
 
 
-def wait(process: int, folder: Path) -> None:
-    if os.waitpid(process, 0)[1]:
+def wait(process: BaseProcess, folder: Path) -> None:
+    process.join()
+    if process.exitcode:
         raise SystemExit(f"a run failed:\n{folder.with_suffix('.log').read_text()[-3000:]}")
 
 
-def kill(process: int, folder: Path, draw: random.Random, seconds: float, while_saving: bool) -> str | None:
+def kill(process: BaseProcess, folder: Path, draw: random.Random, seconds: float, while_saving: bool) -> str | None:
     """What was being written when the process was killed ("" for nothing); None if it had finished before."""
     deadline = time.monotonic() + draw.uniform(0, seconds)
-    while os.waitpid(process, os.WNOHANG)[0] == 0:
+    while process.is_alive():
         if time.monotonic() > deadline and (not while_saving or partials(folder)):
             time.sleep(draw.uniform(0, 0.05) if while_saving else 0)
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+            process.kill()
+            process.join()
             return " ".join(partials(folder))
         time.sleep(0.0005)
     return None
@@ -142,22 +144,21 @@ def run_trials(trials: int, seed: int, base: Path) -> dict[str, int]:
         SystemExit: a run that was resumed failed; its log is shown.
     """
     draw = random.Random(seed)
-    data = small_digits()
     alone = base / "alone" / "run"
     alone.parent.mkdir()
-    start = time.monotonic()
-    wait(fork(data, alone), alone)
-    seconds = time.monotonic() - start
+    began = time.monotonic()
+    wait(start(alone), alone)
+    seconds = time.monotonic() - began
     expected = outcome(alone)
     counts = {"trials": trials, "kills": 0, "kills_while_saving": 0, "different": 0}
     for trial in range(trials):
         folder = base / f"trial-{trial}" / "run"
         folder.parent.mkdir()
         for attempt in range(draw.randint(1, 3)):
-            written = kill(fork(data, folder), folder, draw, seconds, while_saving=(trial + attempt) % 2 == 0)
+            written = kill(start(folder), folder, draw, seconds, while_saving=(trial + attempt) % 2 == 0)
             counts["kills"] += written is not None
             counts["kills_while_saving"] += bool(written)
-        wait(fork(data, folder), folder)
+        wait(start(folder), folder)
         found = outcome(folder)
         differing = [name for name in expected if not same(expected[name], found[name])]
         counts["different"] += bool(differing)
