@@ -21,13 +21,15 @@ class DataArguments:
 
     dataset: str = field(
         default="digits",
-        metadata={"help": "digits, folder or dominoes with --data_dir, or waterbirds, celeba, spawrious, urbancars."},
+        metadata={
+            "help": "digits; folder, digit_pairs, dominoes with --data_dir; waterbirds, celeba, spawrious, urbancars."
+        },
     )
     data_dir: str | None = field(
         default=None,
         metadata={
             "help": "folder: your images and their metadata. Benchmarks: raw folder, archive, Parquet, or Hub id. "
-            "dominoes: folder with mnist/ and cifar10/."
+            "digit_pairs, dominoes: folder with mnist/, and for dominoes cifar10/."
         },
     )
     variant: str | None = field(
@@ -36,11 +38,15 @@ class DataArguments:
     target: str = field(default="Blond_Hair", metadata={"help": "celeba: attribute to tell."})
     attribute: str = field(default="Male", metadata={"help": "celeba: spurious attribute."})
     combination: str = field(default="o2o_hard", metadata={"help": "spawrious: o2o or m2m, _easy, _medium or _hard."})
-    shortcut: Literal["patch", "half"] = field(default="patch", metadata={"help": "digits: kind of shortcut."})
+    shortcut: Literal["patch", "half", "moving", "two"] = field(
+        default="patch",
+        metadata={"help": "Kind of shortcut: of digits patch or half, of digit_pairs half, moving or two."},
+    )
     correlation: float = field(
         default=0.95,
         metadata={
-            "help": "digits, dominoes, urbancars: share of training images whose shortcut agrees with the label."
+            "help": "digits, digit_pairs, dominoes, urbancars: share of training images whose shortcut agrees with the "
+            "label."
         },
     )
     image_column: str | None = field(default=None, metadata={"help": "folder: column with the file names."})
@@ -83,6 +89,10 @@ class ModelArguments:
         default=None, metadata={"help": 'JSON given on to timm.create_model, such as {"img_size": 64}.'}
     )
     image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the model was made for."})
+    freeze_backbone: bool = field(
+        default=False,
+        metadata={"help": "Train only the last layer, of every model; the rest works as in evaluation."},
+    )
     license: str | None = field(
         default=None, metadata={"help": "Model card: licence of the weights, one of the Hub's, such as apache-2.0."}
     )

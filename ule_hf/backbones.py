@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import timm
@@ -158,6 +159,26 @@ def load_weights(classifier: PreTrainedModel, folder: str | os.PathLike) -> None
     classifier.load_state_dict(weights)
 
 
+def freeze_backbone(classifier: PreTrainedModel) -> None:
+    """Leave only the layers that make the logits to be trained: a linear probe.
+
+    All other weights need no gradient, and their modules stay in evaluation mode whatever ``train()`` is called on
+    the classifier or on what holds it: running statistics stand still and nothing drops out. ``copy.deepcopy`` keeps
+    that; names, saved files and ``config`` know nothing of it.
+
+    Raises:
+        UleError: no layer of the classifier belongs to the classes.
+    """
+    head = head_names(classifier)
+    if not head:
+        raise UleError(f"freeze_backbone: no layer of {type(classifier).__name__} makes logits; leave it out")
+    for name, parameter in classifier.named_parameters():
+        if name.rpartition(".")[0] not in head:
+            parameter.requires_grad_(False)
+    classifier.train = MethodType(_train_the_head, classifier)  # the Trainer calls train() at every step
+    classifier.train(classifier.training)
+
+
 def is_convolutional(model: nn.Module) -> bool:
     """Whether ``model`` has convolutions beyond a patch embedding, so that channels_last pays.
 
@@ -166,6 +187,20 @@ def is_convolutional(model: nn.Module) -> bool:
     """
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return any(convolution.kernel_size != convolution.stride for convolution in convolutions)
+
+
+def _train_the_head(classifier: PreTrainedModel, mode: bool = True) -> PreTrainedModel:
+    """``classifier.train(mode)``, but only modules with a trainable weight of their own and the whole take it up.
+
+    The whole does because a Trainer and a pair of models look there; what is between, such as timm's dropout before
+    the head, does not.
+    """
+    type(classifier).train(classifier, mode)
+    for module in classifier.modules():
+        trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if module is not classifier and not trained:
+            module.training = False
+    return classifier
 
 
 def _load_pretrained(

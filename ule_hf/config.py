@@ -20,8 +20,8 @@ class ULEConfig(TrainingArguments):
 
     > The method: a preset fixes these, an option given beside it wins
 
-    attribution, score, grid, map_sign, map_norm, term, unlearning_weight, student_loss, student_head_start,
-    head_start_accuracy, freeze_student
+    attribution, score, grid, map_sign, map_norm, term, unlearning_weight, unlearning_decay, trial_accuracy,
+    error_weighting, student_loss, student_head_start, head_start_accuracy, freeze_student
 
     > Schedule, student, controls
 
@@ -46,11 +46,12 @@ class ULEConfig(TrainingArguments):
         UleError: a choice that is not known, or an option that cannot work with second derivatives.
     """
 
-    preset: Literal["paper", "path", "exchange"] = field(
+    preset: Literal["paper", "path", "exchange", "auto"] = field(
         default="paper",
         metadata={
             "help": "paper: our reading of arXiv 2409.02792. path: expected gradients and a biased student. exchange: "
-            "the cells that decide for the student come from pictures of other classes."
+            "the cells that decide for the student come from pictures of other classes. auto: exchange where that "
+            "leaves the label in the picture, else plain training."
         },
     )
     attribution: Attribution | None = field(
@@ -68,6 +69,23 @@ class ULEConfig(TrainingArguments):
     )
     unlearning_warmup: float = field(
         default=0.0, metadata={"help": "Epochs over which the weight rises from 0, after the head start."}
+    )
+    unlearning_decay: bool | None = field(
+        default=None, metadata={"help": "The weight falls linearly to 0 at the end of training."}
+    )
+    trial_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "term exchange is on trial for a third of training: where the teacher then tells the label from "
+            "the partner's on fewer than this share of exchanged images (chance: 0.5), the term ends."
+        },
+    )
+    error_weighting: float | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher's loss weighs each image by (1 - p)^this of the student's p of its label; with "
+            "trial_accuracy only once the exchange has failed its trial. 0 weighs all alike."
+        },
     )
     unlearning_interval: int = field(
         default=1, metadata={"help": "The term at every k-th optimiser step only, with k times its weight."}
@@ -159,6 +177,8 @@ class ULEConfig(TrainingArguments):
             )
         if self.head_start_accuracy is not None and not 0 < self.head_start_accuracy <= 1:
             raise UleError(f"head_start_accuracy is {self.head_start_accuracy}; it must lie in (0, 1]")
+        if self.trial_accuracy is not None and (self.term != "exchange" or not 0 < self.trial_accuracy <= 1):
+            raise UleError(f"trial_accuracy is {self.trial_accuracy}; it must lie in (0, 1], and needs term 'exchange'")
         if self.freeze_student and not self.student_head_start > 0:
             raise UleError("freeze_student would keep an untrained student; give it a student_head_start above 0")
         if self.on_nonfinite not in ("stop", "skip"):
@@ -167,7 +187,7 @@ class ULEConfig(TrainingArguments):
             raise UleError(f"unlearning_interval is {self.unlearning_interval}; it must be 1 or more steps")
         if not 0 < self.unlearning_fraction <= 1:
             raise UleError(f"unlearning_fraction is {self.unlearning_fraction}; it must lie in (0, 1]")
-        for name in ("unlearning_weight", "unlearning_warmup", "student_head_start"):
+        for name in ("unlearning_weight", "unlearning_warmup", "student_head_start", "error_weighting"):
             if getattr(self, name) < 0:
                 raise UleError(f"{name} is {getattr(self, name)}; it must not be negative")
         self.variant()

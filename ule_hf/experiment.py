@@ -40,6 +40,8 @@ from ule_hf.trainer import ULETrainer
 logger = logging.getLogger(__name__)
 
 DIGITS_LICENSE = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)"
+#: Datasets whose pictures this package composes.
+COMPOSED = ("digits", "digit_pairs", "dominoes")
 
 
 def run(
@@ -52,7 +54,7 @@ def run(
     """Load the data that ``data_args`` names, then :func:`fit`."""
     _checkpoint_to_resume(args)  # refuse before anything is loaded
     # a crop could cut off what holds the shortcut
-    augmentation = data_args.augmentation or ("none" if data_args.dataset in ("digits", "dominoes") else "crop")
+    augmentation = data_args.augmentation or ("none" if data_args.dataset in COMPOSED else "crop")
     if command and args.hub_token:
         command = command.replace(args.hub_token, "<HUB_TOKEN>")  # results and card are published
     data = load_data(data_args, args.seed)
@@ -227,8 +229,11 @@ def load_data(data_args: DataArguments, seed: int) -> DatasetDict:
 def _load_named(data_args: DataArguments, seed: int) -> DatasetDict:
     if data_args.dataset == "digits":
         return load("digits", kind=data_args.shortcut, correlation=data_args.correlation, seed=seed)
-    if data_args.dataset == "dominoes":
-        return load("dominoes", data_dir=data_args.data_dir, correlation=data_args.correlation, seed=seed)
+    if data_args.dataset in ("digit_pairs", "dominoes"):
+        options = {"data_dir": data_args.data_dir, "correlation": data_args.correlation, "seed": seed}
+        if data_args.dataset == "digit_pairs":
+            options["shortcut"] = data_args.shortcut
+        return load(data_args.dataset, **options)
     if data_args.dataset in BENCHMARKS:
         options = {option: getattr(data_args, option) for option in BENCHMARKS[data_args.dataset].OPTIONS}
         if data_args.skip_bad_images:

@@ -28,7 +28,7 @@ from ule_hf.attribution import attribution_map, class_score, draw_path, input_gr
 from ule_hf.errors import UleError
 from ule_hf.exchange import control_cells, decisive_cells, exchange
 from ule_hf.second_order import fast_double_backward
-from ule_hf.unlearning import apply_control, overlap, unlearning_term
+from ule_hf.unlearning import Control, apply_control, overlap, unlearning_term
 from ule_hf.variant import Variant
 
 
@@ -84,6 +84,7 @@ class StudentTeacher(nn.Module):
         train_teacher: bool = True,
         train_student: bool = True,
         unlearning_fraction: float = 1.0,
+        error_weighting: float = 0.0,
         partners: Tensor | None = None,
         points: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -99,6 +100,7 @@ class StudentTeacher(nn.Module):
                 because a head start may be too short for its statistics.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
+            error_weighting: exponent of :func:`error_weights`, for the teacher's loss; 0 weighs all images alike.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
         if labels is None:
@@ -117,7 +119,11 @@ class StudentTeacher(nn.Module):
         images = pixel_values.detach().requires_grad_() if at_images else pixel_values
         with self._twice_differentiable() if at_images else nullcontext():
             teacher_logits = _logits(self.teacher, images)
-        teacher_loss = F.cross_entropy(teacher_logits, labels)
+        if self.training and error_weighting > 0:
+            weights = error_weights(student.logits, labels, error_weighting, self.variant.control)
+            teacher_loss = (weights * F.cross_entropy(teacher_logits, labels, reduction="none")).mean()
+        else:
+            teacher_loss = F.cross_entropy(teacher_logits, labels)
 
         of_term = {}
         if at_images:
@@ -269,13 +275,13 @@ class StudentTeacher(nn.Module):
         # These do count in BatchNorm's running statistics: the teacher has to answer for such images as for any other,
         # and without them it tells them apart by their statistics, and keeps the shortcut for the others.
         logits = _logits(self.teacher, exchange(images, partners, cells, variant.grid))
-        labels = labels[: len(logits)]
+        own, other = labels[: len(logits), None], labels[partners[: len(logits)], None]
         return {
             # comparing would swallow a student's map that is not finite
-            "unlearning_loss": F.cross_entropy(logits, labels) + 0 * student_map.sum(),
+            "unlearning_loss": F.cross_entropy(logits, own[:, 0]) + 0 * student_map.sum(),
             "dead_maps": (student_map == 0).all(dim=1).sum(),
             "exchanged_share": cells.float().mean(),
-            "exchanged_accuracy": (logits.detach().argmax(dim=1) == labels).float().mean(),
+            "exchanged_accuracy": (logits.detach().gather(1, own) > logits.detach().gather(1, other)).float().mean(),
         }
 
     def _maps(self, of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -327,6 +333,25 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
     """
     log_prob = -F.cross_entropy(logits, labels, reduction="none")
     return (-torch.expm1(q * log_prob) / q).mean()
+
+
+def error_weights(logits: Tensor, labels: Tensor, exponent: float, control: Control = "none") -> Tensor:
+    """(1 − p_y)^exponent of the student's p_y, divided by the mean over the batch: ``[B]``.
+
+    What the student gets wrong contradicts its shortcut. Upweighting a biased model's errors is the idea of JTT (Liu et
+    al. 2021) and LfF (Nam et al. 2020), not of ULE. Controls: "constant" weighs all alike, "shuffled" gives each sample
+    the next one's weight.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 0.0]])
+    >>> error_weights(logits, torch.tensor([0, 1, 0]), exponent=2.0).round(decimals=3)
+    tensor([1.5000, 1.5000, 0.0000])
+    """
+    if control == "constant":
+        return torch.ones(len(labels), device=labels.device)
+    error = -torch.expm1(-F.cross_entropy(logits.detach().float(), labels, reduction="none"))
+    weights = error.clamp_min(1e-6) ** exponent  # a student that is right everywhere weighs all alike
+    weights = weights / weights.mean()
+    return weights.roll(-1) if control == "shuffled" else weights
 
 
 @contextmanager

@@ -154,6 +154,11 @@ def record(
         of_method = {
             "variant": vars(args.variant()),
             "unlearning_weight": args.unlearning_weight,
+            "unlearning_decay": args.unlearning_decay,
+            "trial_accuracy": args.trial_accuracy,
+            "exchange_has_failed": args.trial_accuracy is not None and trainer.exchange_has_failed(),
+            "error_weighting": args.error_weighting,
+            "class_balanced_sampling": args.class_balanced_sampling,
             "student_head_start": args.student_head_start,
             "head_start_accuracy": args.head_start_accuracy,
             "head_start_ended": trainer.head_start_ends.item(),

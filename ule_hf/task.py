@@ -15,14 +15,16 @@ from datasets import Dataset, DatasetDict
 from transformers import BaseImageProcessor, PreTrainedModel, ProgressCallback, TrainerCallback, TrainerState
 
 from ule_hf.arguments import MethodArguments, ModelArguments
-from ule_hf.backbones import load_backbone
-from ule_hf.card import RESULTS_FILE, CardFacts
+from ule_hf.backbones import freeze_backbone, load_backbone
+from ule_hf.card import FROM_SCRATCH, RESULTS_FILE, CardFacts
 from ule_hf.checkpoints import last_checkpoint
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.config import ULEConfig
 from ule_hf.data.transforms import EvalTransform, TrainTransform
+from ule_hf.errors import UleError
 from ule_hf.metrics import group_sizes
 from ule_hf.progress import EpochLines
+from ule_hf.publishing import initial_weights
 from ule_hf.seeds import named_seed
 
 FIRST_STAGE = "first_stage"
@@ -143,8 +145,12 @@ class Task:
 def load_initial(
     model_args: ModelArguments, labels: list[str], seed: int, name: str
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The backbone of ``model_args``, what is new in it drawn from a seed of its own ``name``; and its processor."""
-    return load_backbone(
+    """The backbone of ``model_args``, what is new in it drawn from a seed of its own ``name``; and its processor.
+
+    Raises:
+        UleError: bad input, or a backbone to be frozen that has not learnt anything.
+    """
+    classifier, processor = load_backbone(
         model_args.model,
         label_names=labels,
         seed=named_seed(seed, name),
@@ -152,6 +158,14 @@ def load_initial(
         model_args=model_args.parsed_model_args(),
         checkpoint_path=model_args.checkpoint_path,
     )
+    if model_args.freeze_backbone:
+        if initial_weights(classifier) == FROM_SCRATCH:
+            raise UleError(
+                f"freeze_backbone: {model_args.model} starts from scratch, and what is frozen would stay random; give "
+                "pretrained weights (a Hub id, a folder or --checkpoint_path), or leave freeze_backbone out"
+            )
+        freeze_backbone(classifier)
+    return classifier, processor
 
 
 def earlier_run(output_dir: Path) -> Iterable[Path]:

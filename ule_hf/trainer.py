@@ -28,6 +28,7 @@ from ule_hf.watch import StudentLearns
 
 # how PyTorch says it: for its own kernels, for custom functions, for compiled modules
 NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
+TRIAL = (1 / 4, 1 / 3)  # of the teacher's training: when it is watched for `trial_accuracy`
 TERM_MEANS = ("unlearning_loss", "overlap", "exchanged_share", "exchanged_accuracy")
 LOGGED_MEANS = (
     *("student_loss", "teacher_loss", *TERM_MEANS),
@@ -78,8 +79,10 @@ class ULETrainer(ClassifierTrainer):
         self.head_start_ends = torch.tensor(float(args.student_head_start), dtype=torch.float64)
         # what the student got right of its last four batches, and of how many images, by class
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
+        # of the exchanged images of the trial: how many the teacher told from their partner's class, of how many
+        self._of_trial = torch.zeros(2, device=self.args.device)
         if args.head_start_accuracy is not None:
-            self.kept_tensors = ("head_start_ends", "_of_last_batches")
+            self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial")
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -111,10 +114,13 @@ class ULETrainer(ClassifierTrainer):
             train_teacher=self._teacher_has_joined(),
             train_student=not (self.args.freeze_student and self._teacher_has_joined()),
             unlearning_fraction=self.args.unlearning_fraction,
+            error_weighting=self.current_error_weighting(),
             generator=self._path_generator(),
         )
         if not self._teacher_has_joined():
             self._watch_the_head_start(output.student_logits, labels)
+        elif self.args.trial_accuracy is not None:
+            self._watch_the_trial(output.exchanged_accuracy, len(labels))
         loss = self.require_finite(output.loss, partial(_losses, output))
         if loss is output.loss:
             self._record(output, labels)
@@ -159,8 +165,37 @@ class ULETrainer(ClassifierTrainer):
             # from the next optimiser step on, whatever micro-batches this one still has
             self.head_start_ends.fill_((self.state.epoch or 0.0) + 1e-6)
 
+    def _progress(self) -> float:
+        """How much of the teacher's training is over, from 0 to 1."""
+        if not self._teacher_has_joined() or not self.state.epoch:
+            return 0.0
+        epochs = self.state.epoch * self.state.max_steps / self.state.global_step
+        return (self.state.epoch - self.head_start_ends.item()) / (epochs - self.head_start_ends.item())
+
+    def _watch_the_trial(self, told_apart: Tensor | None, images: int) -> None:
+        """Counts late in the trial: at first the teacher knows the shortcut only, and fails in any case. The same on
+        every process."""
+        if not TRIAL[0] <= self._progress() < TRIAL[1]:
+            return
+        of_batch = torch.zeros_like(self._of_trial)
+        if told_apart is not None:
+            of_batch += torch.stack([told_apart * images, torch.full_like(told_apart, images)])
+        self._of_trial += self.accelerator.reduce(of_batch, reduction="sum")
+
+    def exchange_has_failed(self) -> bool:
+        """Whether the trial is over and the exchanged images no longer showed their label: the student's cells then
+        hold the object, or whatever there is to see."""
+        right, images = self._of_trial.tolist()
+        return self._progress() >= TRIAL[1] and images > 0 and right / images < self.args.trial_accuracy
+
+    def current_error_weighting(self) -> float:
+        """The exponent at this step: with a trial, 0 until the exchange has failed it."""
+        on_trial = self.args.trial_accuracy is not None and not self.exchange_has_failed()
+        return 0.0 if on_trial else self.args.error_weighting
+
     def current_unlearning_weight(self) -> float:
-        """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs.
+        """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs; falling linearly to 0
+        with ``unlearning_decay``; 0 once the exchange has failed its trial.
 
         With ``unlearning_interval`` k it is k · λ at every k-th optimiser step and 0 between (lazy regularisation,
         Karras et al. 2020); which steps those are follows from the number of the step alone.
@@ -168,7 +203,11 @@ class ULETrainer(ClassifierTrainer):
         since_joining = (self.state.epoch or 0.0) - self.head_start_ends.item()
         if since_joining < 0 or self.state.global_step % self.args.unlearning_interval:
             return 0.0
+        if self.args.trial_accuracy is not None and self.exchange_has_failed():
+            return 0.0
         weight = self.args.unlearning_weight * self.args.unlearning_interval
+        if self.args.unlearning_decay:
+            weight *= 1 - self._progress()
         if since_joining >= self.args.unlearning_warmup:
             return weight
         return weight * since_joining / self.args.unlearning_warmup

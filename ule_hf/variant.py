@@ -72,6 +72,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "term": "inverse",
         "student_loss": "cross_entropy",
         "unlearning_weight": 1.0,
+        "unlearning_decay": False,
+        "error_weighting": 0.0,
         "student_head_start": 0.0,
         "freeze_student": False,
     },
@@ -84,6 +86,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "term": "overlap",
         "student_loss": "generalised_cross_entropy",
         "unlearning_weight": 1.0,
+        "unlearning_decay": False,
+        "error_weighting": 0.0,
         "student_head_start": 2.0,
         "freeze_student": False,
     },
@@ -96,11 +100,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "term": "exchange",
         "student_loss": "cross_entropy",
         "unlearning_weight": 0.3,
+        "unlearning_decay": True,
+        "error_weighting": 0.0,
         "student_head_start": 2.0,
         "head_start_accuracy": 0.9,
         "freeze_student": True,
     },
 }
+PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.6}
 
 
 def parse_grid(text: str) -> Grid | None:

@@ -37,6 +37,16 @@ def test_the_lower_half_of_dominoes():
     assert grey(mask)[:32].max() == 0 and grey(mask)[32:].min() == 255
 
 
+def test_the_label_s_digit_in_digit_pairs():
+    def rows(shortcut, height):
+        data_args = DataArguments(dataset="digit_pairs", shortcut=shortcut)
+        masks = object_masks(data_args, [PIL.Image.new("RGB", (28, height))], ["x"])
+        return masks and np.flatnonzero(grey(masks[0]).min(axis=1) == 255).tolist()
+
+    assert rows("half", 56) == rows("two", 84) == list(range(28, 56))
+    assert rows("moving", 56) is None
+
+
 @pytest.mark.parametrize("name", ["masks/birds/a.png", "birds/a_mask.png"])
 def test_masks_in_files(tmp_path, name):
     file = tmp_path / name

@@ -14,6 +14,7 @@ from tests.comparison.lines import VERSIONS, failed, finished, metrics
 from ule_hf.cli import main as cli
 from ule_hf.report.charts import bars, cost_against_gain, curves
 from ule_hf.report.page import report
+from ule_hf.report.runs import collect
 
 
 class Page(HTMLParser):
@@ -148,6 +149,21 @@ def test_output_folders_files_of_others_and_unfinished_runs(tmp_path):
     assert Page(text).row("The epoch that each run saved", "ule")[3] == "25.0"
     assert "speed.jsonl holds no runs of a comparison" in text
     assert "outputs/unfinished holds no results.json" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("--dataset digits --shortcut half --correlation 0.9", "digits-half-0.9"),
+        ("--dataset digit_pairs --shortcut two --correlation 1.0", "digit_pairs-two-1"),
+        ("--dataset dominoes", "dominoes-0.95"),
+        ("--dataset folder", "folder"),
+    ],
+)
+def test_an_output_folder_s_bed_is_told_by_its_command(tmp_path, options, name):
+    run = {"dataset": "", "command": f"recipes/train.py {options}", "seed": 0, "epochs": 1, "model": {"model": "m"}}
+    (tmp_path / "results.json").write_text(json.dumps({"teacher": {"test_accuracy": 0.5}, "run": run}))
+    assert [line["bed"] for line in collect([tmp_path]).lines] == [name]
 
 
 @pytest.mark.parametrize(

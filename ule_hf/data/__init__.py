@@ -14,6 +14,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from ule_hf.data import celeba, spawrious, urbancars, waterbirds
+from ule_hf.data.digit_pairs import build_digit_pairs
 from ule_hf.data.digits import build_digits
 from ule_hf.data.dominoes import build_dominoes
 from ule_hf.data.folder import load_folder
@@ -21,7 +22,12 @@ from ule_hf.errors import UleError
 
 #: The published benchmarks, by the name they are loaded and verified under.
 BENCHMARKS = {"waterbirds": waterbirds, "celeba": celeba, "spawrious": spawrious, "urbancars": urbancars}
-_LOADERS = {"digits": build_digits, "dominoes": build_dominoes, "folder": load_folder}
+_LOADERS = {
+    "digits": build_digits,
+    "digit_pairs": build_digit_pairs,
+    "dominoes": build_dominoes,
+    "folder": load_folder,
+}
 _LOADERS |= {name: module.load for name, module in BENCHMARKS.items()}
 
 
@@ -32,10 +38,10 @@ def load(name: str, **options: Any) -> DatasetDict:
     string), and one `ClassLabel` for each spurious attribute.
 
     Args:
-        name: ``digits``, ``dominoes``, ``folder``, or one of `BENCHMARKS`.
-        options: what :func:`~ule_hf.data.digits.build_digits`, :func:`~ule_hf.data.dominoes.build_dominoes`,
-            :func:`~ule_hf.data.folder.load_folder` or the benchmark's ``load`` takes, such as ``data_dir`` and
-            ``variant``.
+        name: ``digits``, ``digit_pairs``, ``dominoes``, ``folder``, or one of `BENCHMARKS`.
+        options: what :func:`~ule_hf.data.digits.build_digits`, :func:`~ule_hf.data.digit_pairs.build_digit_pairs`,
+            :func:`~ule_hf.data.dominoes.build_dominoes`, :func:`~ule_hf.data.folder.load_folder` or the benchmark's
+            ``load`` takes, such as ``data_dir`` and ``variant``.
 
     Raises:
         UleError: an unknown name or option, or what the dataset's own function refuses.

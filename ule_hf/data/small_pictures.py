@@ -93,7 +93,7 @@ def read_cifar10(folder: Path, classes: Sequence[str]) -> dict[str, tuple[np.nda
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise UleError(f"{folder} is no folder; --data_dir needs one with mnist/ and cifar10/ in it")
+        raise UleError(f"{folder} is no folder; --data_dir needs one with {folder.name}/ in it")
 
 
 def _read_npz(file: Path) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -23,18 +23,23 @@ def object_masks(
 ) -> list[PIL.Image.Image] | None:
     """For each image a grey picture of its size, white where the object lies; None for data that do not say.
 
-    ``digits`` with a patch: the digit's frame without the patch; with halves, and ``dominoes``: the lower half. Else a
+    ``digits`` with a patch: the digit's frame without the patch; with halves, ``digit_pairs`` with halves, and
+    ``dominoes``: the lower half; ``digit_pairs`` with two shortcuts: the middle third, with moving digits: None. Else a
     file, not 0 on the object: ``masks/<image>.png`` in the data folder, or ``<image>_mask.png`` beside the image.
 
     Raises:
         UleError: some images have a mask and others none, or a mask is of another size than its image.
     """
-    if data_args.dataset in ("digits", "dominoes"):
+    if data_args.dataset == "digit_pairs" and data_args.shortcut == "moving":
+        return None
+    if data_args.dataset in ("digits", "digit_pairs", "dominoes"):
         whole = [np.zeros(image.size[::-1], dtype=np.uint8) for image in images]
         for mask in whole:
             if data_args.dataset == "digits" and data_args.shortcut == "patch":
                 mask[DIGIT, DIGIT] = 255
                 mask[PATCH, PATCH] = 0
+            elif data_args.dataset == "digit_pairs" and data_args.shortcut == "two":
+                mask[len(mask) // 3 : 2 * len(mask) // 3] = 255
             else:
                 mask[len(mask) // 2 :] = 255
         return [PIL.Image.fromarray(mask) for mask in whole]

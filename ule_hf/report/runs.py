@@ -117,5 +117,6 @@ def _data_name(command: str | None) -> str:
     if not command:
         return "unnamed data"
     data = data_arguments(command)
-    shortcut = {"digits": f"-{data.shortcut}-{data.correlation:g}", "dominoes": f"-{data.correlation:g}"}
-    return f"{data.dataset}{shortcut.get(data.dataset, '')}"
+    kind = f"-{data.shortcut}" if data.dataset in ("digits", "digit_pairs") else ""
+    strength = f"-{data.correlation:g}" if data.dataset in ("digits", "digit_pairs", "dominoes") else ""
+    return f"{data.dataset}{kind}{strength}"
