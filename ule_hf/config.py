@@ -47,11 +47,11 @@ class ULEConfig(TrainingArguments):
     """
 
     preset: Literal["paper", "path", "exchange", "auto"] = field(
-        default="paper",
+        default="auto",
         metadata={
-            "help": "paper: our reading of arXiv 2409.02792. path: expected gradients and a biased student. exchange: "
-            "the cells that decide for the student come from pictures of other classes. auto: exchange where that "
-            "leaves the label in the picture, else plain training."
+            "help": "exchange: the cells that decide for the student come from pictures of other classes. auto: "
+            "exchange where that leaves the label in the picture, else plain training. path: expected gradients and a "
+            "biased student. paper: our reading of arXiv 2409.02792."
         },
     )
     attribution: Attribution | None = field(
