@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.beds import COMMON, METHODS, ROOT
+from benchmarks.runs import ROOT
 from ule_hf.arguments import parse
 from ule_hf.backbones import load_backbone
-from ule_hf.data import load
+from ule_hf.comparison.plan import arguments as as_arguments
+from ule_hf.comparison.plan import read_plan
 from ule_hf.data.preprocessing import transforms_of
-from ule_hf.experiment import fit
+from ule_hf.experiment import fit, load_data
 from ule_hf.metrics import accuracy_by_group
 from ule_hf.report.saliency import saliency, share_on_object
 
 RESULTS = ROOT / "results" / "mechanism.jsonl"
-CHOSEN = ("plain training", "`exchange`", "control `constant`")
+BED, SEED, CHOSEN = "dominoes-0.95", 0, ("erm", "auto", "constant")  # of recipes/comparisons/beds.yaml
 IMAGES, EPOCHS = 128, (1, 2, 3, 6, 9, 12)
 
 
@@ -62,19 +63,22 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = load("dominoes", data_dir=arguments.data_dir, correlation=0.95, seed=0)
+    plan = read_plan(ROOT / "recipes" / "comparisons" / "beds.yaml")
     lines = []
-    for method in CHOSEN:
+    for cell in plan.cells({"data": str(arguments.data_dir)}, [BED]):
+        if cell.seed != SEED or cell.method not in CHOSEN:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            options = [*COMMON, *METHODS[method], "--image_size", "48", "--seed", "0"]
-            kept = ["--output_dir", folder, "--disable_tqdm", "true", "--save_total_limit", "100"]
-            data_args, model_args, args, _ = parse([*options, *kept])
-            fit(data, data_args.augmentation, model_args, args)
+            kept = {"output_dir": folder, "disable_tqdm": True, "save_total_limit": 100, "report_step_cost": False}
+            data_args, model_args, args, method_args = parse(as_arguments(cell.options() | kept))
+            data = load_data(data_args, args.seed)
+            fit(data, "none", model_args, args, method_args=method_args)
             last = int(Path(get_last_checkpoint(folder)).name.rpartition("-")[2])
             for checkpoint in Path(folder).glob("checkpoint-*"):
                 epoch = round(int(checkpoint.name.rpartition("-")[2]) / last * args.num_train_epochs)
                 for model in (checkpoint, checkpoint / "student") if epoch in EPOCHS else ():
-                    lines.append(look(model, data["test"], method, epoch))
+                    if model.is_dir():
+                        lines.append(look(model, data["test"], cell.method, epoch))
     lines.sort(key=lambda line: (CHOSEN.index(line["method"]), line["model"], line["epoch"]))
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     print(

@@ -65,13 +65,14 @@ class LoadedModel(NamedTuple):
 
     ``classifier`` is in evaluation mode; ``classifier(pixel_values=x).logits`` is ``[B, K]``. ``transform`` makes the
     ``pixel_values`` of a batch ``{"image": [...]}``. ``results`` is the folder's ``results.json``, None where the test
-    split had not been evaluated.
+    split had not been evaluated; ``options`` those of the training (``ule_config.json``), empty where none are known.
     """
 
     classifier: PreTrainedModel
     image_processor: BaseImageProcessor
     transform: EvalTransform
     results: dict[str, Any] | None
+    options: dict[str, Any]
 
 
 def load_teacher(repo_or_folder: str | os.PathLike, revision: str | None = None) -> LoadedModel:
@@ -274,7 +275,8 @@ def load_model_folder(name: str, folder: Path, model_folder: Path) -> LoadedMode
     if benchmark not in (None, *PUBLISHED):
         raise UleError(f"{name}: {FACTS_FILE} names {benchmark!r}, of which no published preprocessing is known")
     transform = PublishedEvalTransform(processor, benchmark) if benchmark else EvalTransform(processor)
-    return LoadedModel(classifier.eval(), processor, transform, results)
+    options = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    return LoadedModel(classifier.eval(), processor, transform, results, options)
 
 
 @contextmanager

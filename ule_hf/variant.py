@@ -60,7 +60,7 @@ class Variant:
             raise UleError(f"gce_q is {self.gce_q}; it must lie in (0, 1] (0.7 in Nam et al. 2020)")
 
 
-# `paper` is our reading of arXiv 2409.02792; `path` and `exchange` are ours. A preset also says how the two are
+# `paper` is our reading of arXiv 2409.02792; the others are ours. A preset also says how the two are
 # scheduled.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {

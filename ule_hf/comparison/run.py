@@ -58,7 +58,8 @@ class Trainer:
                 raise Stopped
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+                # this package, not whatever ule_hf/ lies in the working directory
+                env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import PIL.Image
@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ule_hf.attribution import Grid
-from ule_hf.card import CONFIG_FILE, read_json
 from ule_hf.data.transforms import EvalTransform, pixel_format, to_rgb
 from ule_hf.errors import UleError
 from ule_hf.hub import STUDENT_FOLDER, NoStudent, load_model_folder, load_student, load_teacher
@@ -66,7 +65,7 @@ def load_pair(model: str | os.PathLike, student: str | os.PathLike | None = None
             f"{student or model}: the student tells {class_names(of_student)}, the teacher "
             f"{class_names(teacher.classifier)}; give the student that was trained with it"
         )
-    return Pair(teacher.classifier, teacher.transform, of_student, _trained_with(folder))
+    return Pair(teacher.classifier, teacher.transform, of_student, _trained_with(teacher.options))
 
 
 def _student_on_the_hub(repo_id: str | os.PathLike) -> PreTrainedModel | None:
@@ -76,11 +75,8 @@ def _student_on_the_hub(repo_id: str | os.PathLike) -> PreTrainedModel | None:
         return None
 
 
-def _trained_with(folder: Path) -> tuple[Attribution, Grid | None]:
-    if not (folder / CONFIG_FILE).is_file():
-        return "gradient", None
-    config = read_json(folder / CONFIG_FILE)
-    return config.get("attribution") or "gradient", parse_grid(config.get("grid") or "dense")
+def _trained_with(options: dict[str, Any]) -> tuple[Attribution, Grid | None]:
+    return options.get("attribution") or "gradient", parse_grid(options.get("grid") or "dense")
 
 
 def class_names(classifier: PreTrainedModel) -> list[str]:

@@ -96,6 +96,23 @@ def ule_config() -> dict:
     return ULEConfig(output_dir="vit", use_cpu=True).to_sanitized_dict()
 
 
+def test_a_repository_is_explained_as_its_folder_is(hub, folder, tmp_path, capsys):
+    assert cli(["push", str(folder), "me/digits", "--with_student"]) == 0
+    PICTURE.save(tmp_path / "one.png")
+    captions = []
+    for model in (str(folder), "me/digits"):
+        capsys.readouterr()
+        output = tmp_path / model.replace("/", "-")
+        assert cli(["explain", model, str(tmp_path / "one.png"), "--output", str(output)]) == 0
+        captions.append(capsys.readouterr().out.replace(str(output), ""))
+    assert captions[0] == captions[1] and "student" in captions[0]
+    of_folder, of_repository = (path.read_bytes() for path in sorted(tmp_path.glob("*/one-explained.png")))
+    assert of_folder == of_repository
+    assert cli(["push", str(folder), "me/digits"]) == 0  # takes the student away
+    assert cli(["explain", "me/digits", str(tmp_path / "one.png"), "--output", str(tmp_path / "alone")]) == 0
+    assert (tmp_path / "alone" / "one-explained.png").read_bytes() != of_folder
+
+
 def test_the_student_goes_along_only_when_asked(hub, folder):
     assert cli(["push", str(folder), "me/digits"]) == 0
     assert not [name for name in hub.files("me/digits") if "student" in name]
