@@ -168,6 +168,8 @@ class ClassifierTrainer(PublishingTrainer):
             if not path.is_file():
                 raise UleError(f"{checkpoint} is no checkpoint of this method: {path} is missing")
             kept = load_file(path, device=str(self.args.device))
+            if missing := sorted(set(self.kept_tensors) - set(kept)):
+                raise UleError(f"{path} holds no {', '.join(missing)}; it was written by another version of ule_hf")
             for name in self.kept_tensors:
                 setattr(self, name, kept[name])
 

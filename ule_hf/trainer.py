@@ -81,7 +81,7 @@ class ULETrainer(ClassifierTrainer):
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
         # of the exchanged images of the trial: how many the teacher told from their partner's class, of how many
         self._of_trial = torch.zeros(2, device=self.args.device)
-        if args.head_start_accuracy is not None:
+        if args.head_start_accuracy is not None or args.trial_accuracy is not None:
             self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial")
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost

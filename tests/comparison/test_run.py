@@ -92,6 +92,20 @@ def test_a_comparison_that_is_killed_goes_on_and_one_that_fails_says_so(tmp_path
     assert "failed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_search_trains_and_takes_the_rate_that_learns(tmp_path):
+    file, output = tmp_path / "rates.yaml", tmp_path / "rates.jsonl"
+    bed = {"dataset": "digits", "model": "test_resnet", "image_size": 32, "num_train_epochs": 1, "use_cpu": True}
+    bed |= {"correlation": 0.5, "per_device_train_batch_size": 64}
+    search = {"trials": 4, "rule": "average", "space": {"erm": {"learning_rate": {"choices": [1e-9, 5e-3]}}}}
+    content = {"beds": {"digits": bed}, "methods": {"erm": {"method": "erm"}}, "seeds": [0], "search": search}
+    file.write_text(yaml.safe_dump(content))
+    assert cli(["compare", str(file), "--output", str(output)]) == 0
+    (line,) = read(output)[0]
+    assert line["options"]["search"]["found"] == {"learning_rate": 5e-3}
+    assert "--learning_rate 0.005" in line["command"] and line["last_epoch"]["model"]["test_accuracy"] > 0.7
+
+
 def test_only_the_same_options_count_as_done():
     cells = [Cell("birds", "erm", seed, {"dataset": "folder"}, {"method": "erm"}) for seed in range(4)]
     others = {"bed": {"dataset": "digits"}, "method": {"method": "erm"}, "search": {}}
