@@ -38,8 +38,8 @@ class ULEConfig(TrainingArguments):
 
     > Defaults that differ from `TrainingArguments`
 
-    Evaluation, checkpoints and log lines come every epoch; the best epoch by worst-*class* validation accuracy is
-    loaded at the end, because that rule needs no group labels (``metric_for_best_model="worst_group_accuracy"`` where
+    Evaluation, checkpoints and log lines come every epoch; term exchange keeps the last epoch, the other terms load the
+    best one by worst-*class* validation accuracy at the end, because that rule needs no group labels (``metric_for_best_model="worst_group_accuracy"`` where
     the validation data has groups); columns are kept for the image transforms; a loss that is not finite is shown.
 
     Raises:
