@@ -38,7 +38,7 @@ def folder(tmp_path) -> Path:
 
 
 def configure(folder: Path, **options) -> None:
-    config = ULEConfig(output_dir="outputs/cats", use_cpu=True, **options).to_sanitized_dict()
+    config = ULEConfig("outputs/cats", use_cpu=True, **{"preset": "paper", **options}).to_sanitized_dict()
     (folder / "ule_config.json").write_text(json.dumps(config))
 
 

@@ -25,9 +25,11 @@ def train(folder, *options: str) -> dict:
 def test_it_ends_once_the_student_is_right_and_not_before(tmp_path):
     early = train(tmp_path / "early", "--head_start_accuracy", "0.3")["run"]["head_start_ended"]
     never = train(tmp_path / "never", "--head_start_accuracy", "1.0", "--learning_rate", "1e-9")["run"]
+    longer = train(tmp_path / "longer", "--head_start_accuracy", "1.0", "--student_head_start", "2")["run"]
     steps_per_epoch = 9  # 1,117 training images
     assert early == pytest.approx(3 / steps_per_epoch, abs=1e-3)  # with the fourth batch
-    assert never["head_start_ended"] == 2  # student_head_start, at the latest
+    assert never["head_start_ended"] == 0.75  # a quarter of the run, at the latest
+    assert longer["head_start_ended"] == 2  # or what is asked for
 
 
 def test_a_run_resumed_within_or_after_the_head_start_ends_it_at_the_same_step(tmp_path):

@@ -45,6 +45,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def make_trainer(output_dir: Path, model: str = "test_resnet", callbacks=None, train=None, **options) -> ULETrainer:
     settings = {
+        "preset": "paper",
         "use_cpu": True,
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
@@ -332,7 +333,7 @@ def test_the_configuration_is_saved_without_secrets(tmp_path):
         ({"grid": "4by4"}, "grid '4by4' is not understood"),
         ({"preset": "papr"}, "preset 'papr' is not known"),
         ({"term": "cosine"}, "term 'cosine' is not known"),
-        ({"score": "difference"}, "needs a partner"),
+        ({"preset": "paper", "score": "difference"}, "needs a partner"),
         ({"term": "kl", "map_sign": "signed"}, "without negative values"),
     ],
 )

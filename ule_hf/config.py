@@ -13,6 +13,8 @@ from ule_hf.errors import UleError
 from ule_hf.unlearning import Control
 from ule_hf.variant import PRESETS, Attribution, StudentLoss, Term, Variant, parse_grid
 
+WITHOUT_GROUPS = "worst_class_accuracy"  # of validation; the rule of selection that needs no group labels
+
 
 @dataclass
 class ULEConfig(TrainingArguments):
@@ -39,8 +41,9 @@ class ULEConfig(TrainingArguments):
     > Defaults that differ from `TrainingArguments`
 
     Evaluation, checkpoints and log lines come every epoch; term exchange keeps the last epoch, the other terms load the
-    best one by worst-*class* validation accuracy at the end, because that rule needs no group labels (``metric_for_best_model="worst_group_accuracy"`` where
-    the validation data has groups); columns are kept for the image transforms; a loss that is not finite is shown.
+    best one by worst-*class* validation accuracy at the end, because that rule needs no group labels; with
+    ``metric_for_best_model="worst_group_accuracy"``, where the validation data has groups, all terms load the best one.
+    Columns are kept for the image transforms; a loss that is not finite is shown.
 
     Raises:
         UleError: a choice that is not known, or an option that cannot work with second derivatives.
@@ -140,9 +143,13 @@ class ULEConfig(TrainingArguments):
     logging_strategy: str = "epoch"
     save_total_limit: int | None = 2
     load_best_model_at_end: bool | None = field(
-        default=None, metadata={"help": "By default on, but for term exchange, whose last epoch is kept."}
+        default=None,
+        metadata={
+            "help": "By default on, but for term exchange, whose last epoch is kept unless another "
+            "metric_for_best_model is asked for."
+        },
     )
-    metric_for_best_model: str | None = "worst_class_accuracy"
+    metric_for_best_model: str | None = WITHOUT_GROUPS
     remove_unused_columns: bool | None = False
     logging_nan_inf_filter: bool = False
 
@@ -164,12 +171,21 @@ class ULEConfig(TrainingArguments):
             raise UleError(f"preset {self.preset!r} is not known; choose one of {', '.join(PRESETS)}")
         if self.score is None and self.attribution == "gradient":
             self.score = "predicted"  # whichever the preset: its score may need a path
+        head_start, freeze, trial = self.student_head_start, self.freeze_student, self.trial_accuracy
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if head_start is None and self.head_start_accuracy is not None:
+            # it is a limit then, which a short run must not reach
+            self.student_head_start = min(self.student_head_start, self.num_train_epochs / 4)
+        # what a preset says of the head start and of its term goes without them
+        if freeze is None and not self.student_head_start:
+            self.freeze_student = False
+        if trial is None and self.term != "exchange":
+            self.trial_accuracy = None
         if self.load_best_model_at_end is None:
-            # validation that shares the shortcut is at its best where the teacher still uses it
-            self.load_best_model_at_end = self.term != "exchange"
+            # by class, validation that shares the shortcut is at its best where the teacher still uses it
+            self.load_best_model_at_end = self.term != "exchange" or self.metric_for_best_model != WITHOUT_GROUPS
         if self.max_steps <= 0 and self.num_train_epochs <= self.student_head_start:
             raise UleError(
                 f"student_head_start is {self.student_head_start:g} of num_train_epochs {self.num_train_epochs:g}, so "
