@@ -25,8 +25,8 @@ from ule_hf.comparison.statistics import (
 Name = tuple[str, str, int]
 #: Rule -> by what of validation its epoch is chosen.
 RULES = {"worst_class": "worst class", "average": "average", "last": "last epoch", "worst_group": "worst group"}
-#: Rules without and with group labels that stand side by side where there is room for two.
-SIDES = ("worst_class", "worst_group")
+#: Rules without and with group labels that stand side by side where there is no room for all.
+SIDES = ("worst_class", "last", "worst_group")
 WORST = "worst_group_accuracy"
 
 
@@ -131,7 +131,8 @@ def markdown(lines: list[Line], expected: Iterable[Name] = (), problems: Iterabl
         page += [*_overview(of_bed), ""]
         for rule in SIDES:
             if any(row.worst(rule) for row in with_runs):
-                page += [f"At the epoch chosen {_chosen(rule)}:", "", *_groups(with_runs, rule), ""]
+                epoch = "last epoch" if rule == "last" else f"epoch chosen {_chosen(rule)}"
+                page += [f"At the {epoch}:", "", *_groups(with_runs, rule), ""]
         page += [*_differences_table(with_runs), ""] if len(with_runs) > 1 else []
     problems = [*problems, *found]
     page += ["## Not counted, not compared", "", *(f"* {problem}." for problem in problems), ""] if problems else []
