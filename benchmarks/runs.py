@@ -16,7 +16,7 @@ from ule_hf.arguments import parse
 from ule_hf.experiment import fit
 
 ROOT = Path(__file__).parents[1]
-PLAIN = ["--unlearning_weight", "0", "--student_head_start", "0"]
+PLAIN = ["--preset", "paper", "--unlearning_weight", "0", "--student_head_start", "0"]
 
 
 def run_once(results: Path, key: dict[str, object], data: DatasetDict, options: Sequence[str]) -> None:
