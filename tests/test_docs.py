@@ -47,6 +47,7 @@ def test_there_is_a_page_for_each_and_no_block_of_another_kind():
     assert {
         "quick_start",
         "your_own_data",
+        "compare",
         "explain",
         "method",
         "own_loop",
@@ -57,7 +58,7 @@ def test_there_is_a_page_for_each_and_no_block_of_another_kind():
         *ON_THE_HUB,
     } == set(PAGES)
     for page in PAGES:
-        known = [block for language in ("bash", "python", "csv") for block in blocks(page, language)]
+        known = [block for language in ("bash", "python", "csv", "yaml") for block in blocks(page, language)]
         assert 2 * len(known) == (DOCS / f"{page}.md").read_text().count("```"), page
 
 
@@ -90,6 +91,14 @@ def test_own_loop(outputs):
     loaded = transformers.AutoModelForImageClassification.from_pretrained("outputs/own-loop")
     assert loaded.config.id2label == {0: "even", 1: "odd"}
     assert names["output"].overlap is not None  # the last step had the term
+
+
+def test_compare(outputs, capsys):
+    """The file is one that a comparison takes, with its search."""
+    (file,) = blocks("compare", "yaml")
+    (outputs / "mine.yaml").write_text(file)
+    assert cli(["compare", "mine.yaml", "--output", "mine.jsonl", "--set", "data=my_images", "--table"]) == 0
+    assert "mine, constant: not run or not finished with seed 0, 1, 2, 3, 4." in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -47,6 +47,17 @@ def test_the_page_shows_where_the_models_of_a_comparison_look(tmp_path):
     assert "afr, seed 0: no pictures, because data folder gone does not exist" in text
 
 
+def test_the_methods_of_a_bed_share_their_test_images(tmp_path):
+    """Each run's command names its own method and output folder; the data are built once."""
+    folders = [keep(tmp_path, f"{COMMAND} --output_dir {method}", method) for method in ("ule_path", "erm")]
+    one, other = (
+        walls.test_images(ModelFolder(f, "digits-half", m, 0))[0]
+        for f, m in zip(folders, ("ule_path", "erm"), strict=True)
+    )
+    assert one is other
+    assert walls.test_images(ModelFolder(folders[0], "digits-half", "ule_path", 1))[0] is not one
+
+
 def test_shares_of_a_model_that_looks_at_the_object_alone(tmp_path, monkeypatch):
     """The lower half is the object: who sees all of the picture has half of it there, who sees that half has all."""
     folder = ModelFolder(keep(tmp_path, COMMAND), "digits-half", "ule_path", 0)

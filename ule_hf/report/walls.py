@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -93,13 +94,14 @@ def test_images(folder: ModelFolder) -> tuple[Dataset, DataArguments]:
     command = read_json(folder.path / RESULTS_FILE).get("run", {}).get("command")
     if not command:
         raise UleError(f"{folder.path / RESULTS_FILE} records no command, so its data cannot be built again")
-    return _test_images(command, folder.seed)
-
-
-@lru_cache(maxsize=2)
-def _test_images(command: str, seed: int) -> tuple[Dataset, DataArguments]:
     data_args = data_arguments(command)
-    return load_data(data_args, seed)["test"], data_args
+    return _test_images(json.dumps(asdict(data_args)), folder.seed), data_args
+
+
+@lru_cache(maxsize=8)
+def _test_images(data_args: str, seed: int) -> Dataset:
+    """What the methods of a bed share is built once, though their commands differ."""
+    return load_data(DataArguments(**json.loads(data_args)), seed)["test"]
 
 
 def wall(folder: ModelFolder, test: Dataset, count: int, attribution: Attribution | None = None) -> Wall | None:
