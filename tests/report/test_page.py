@@ -105,6 +105,20 @@ def test_nothing_comes_from_elsewhere_and_every_picture_has_words(write):
         assert kind == "svg+xml" and base64.b64decode(data).startswith(b"<?xml")
 
 
+@pytest.mark.slow
+def test_a_phone_shows_the_whole_page_without_scrolling_sideways(tmp_path, write, browser):
+    write(LINES)
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get((tmp_path / "report" / "index.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    tables = "return [...document.querySelectorAll('.table')].map(t => t.scrollWidth - t.clientWidth)"
+    assert max(browser.execute_script(tables)) == 0
+    drawn = "return [...document.images].map(image => image.naturalWidth)"
+    assert min(browser.execute_script(drawn)) > 0
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_failed_missing_and_broken_off_runs_are_seen_and_in_no_mean(write, tmp_path):
     lines = [*LINES[:-1], failed("constant", 2, "out of <memory>"), finished("jtt", 0, 0.4)]
     text, page = write(lines)
@@ -116,6 +130,12 @@ def test_failed_missing_and_broken_off_runs_are_seen_and_in_no_mean(write, tmp_p
     with (tmp_path / "runs.jsonl").open("a") as file:
         file.write('{"bed": "bir')
     assert "line 11 of runs.jsonl is broken off" in report([tmp_path / "runs.jsonl"], tmp_path / "again").read_text()
+
+
+def test_what_one_comparison_has_is_not_missing_in_another(tmp_path):
+    (tmp_path / "birds.jsonl").write_text("".join(json.dumps(finished("erm", s, 0.5)) + "\n" for s in range(3)))
+    (tmp_path / "pets.jsonl").write_text(json.dumps(finished("lff", 7, 0.5, bed="pets")) + "\n")
+    assert "not run or not finished" not in report([tmp_path], tmp_path / "out").read_text()
 
 
 def test_runs_of_mixed_versions_are_kept_apart(write):

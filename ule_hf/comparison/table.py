@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Iterable
@@ -57,7 +58,7 @@ def gather(lines: list[Line], expected: Iterable[Name] = ()) -> tuple[list[Row],
 
     Args:
         lines: of a results file, as :func:`ule_hf.comparison.run.read` gives them.
-        expected: the runs there should be; besides these, every method of the file on every bed with every seed.
+        expected: the runs there should be.
     """
     lines, problems, rows = latest(lines), [], []
     groups: dict[tuple[str, str], dict[str, Row]] = {}
@@ -86,13 +87,20 @@ def gather(lines: list[Line], expected: Iterable[Name] = ()) -> tuple[list[Row],
     return rows, problems + _absent(lines, expected)
 
 
+def crossed(lines: list[Line]) -> list[Name]:
+    """Every method of a results file on every bed with every seed: what its comparison set out to run."""
+    beds, methods, seeds = (dict.fromkeys(name[i] for name in sorted(_names(lines))) for i in range(3))
+    return list(itertools.product(beds, methods, seeds))
+
+
+def _names(lines: list[Line]) -> list[Name]:
+    return [(line["bed"], line["method"], line["seed"]) for line in lines]
+
+
 def _absent(lines: list[Line], expected: Iterable[Name]) -> list[str]:
-    there = {(line["bed"], line["method"], line["seed"]) for line in lines}
-    names = [dict.fromkeys(name[i] for name in sorted(there)) for i in range(3)]
-    wanted = dict.fromkeys(expected)
-    wanted |= dict.fromkeys((b, m, s) for b in names[0] for m in names[1] for s in names[2])
+    there = set(_names(lines))
     absent: dict[tuple[str, str], list[int]] = {}
-    for bed, method, seed in wanted:
+    for bed, method, seed in dict.fromkeys(expected):
         if (bed, method, seed) not in there:
             absent.setdefault((bed, method), []).append(seed)
     return [
@@ -120,7 +128,7 @@ def is_constant(line: Line) -> bool:
 
 def markdown(lines: list[Line], expected: Iterable[Name] = (), problems: Iterable[str] = ()) -> str:
     """The whole page; ``problems`` are the reader's, for instance broken lines."""
-    rows, found = gather(lines, expected)
+    rows, found = gather(lines, [*expected, *crossed(lines)])
     page = []
     for bed in dict.fromkeys(row.bed for row in rows):
         of_bed = [row for row in rows if row.bed == bed]

@@ -88,7 +88,7 @@ def report(
         raise UleError(f"--pictures {pictures} --images {images}: give 1 or more of each")
     runs = collect(results)
     folders = dict(by_bed(model_folders(Path(models)))) if models else {}
-    rows, problems = gather(runs.lines)
+    rows, problems = gather(runs.lines, runs.expected)
     beds = [_bed(name, [row for row in rows if row.bed == name]) for name in dict.fromkeys(row.bed for row in rows)]
     for bed in beds:
         _look(bed, folders.pop(bed.name, []), pictures, images)

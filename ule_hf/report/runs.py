@@ -12,6 +12,7 @@ import ule_hf.recipes
 from ule_hf.arguments import DataArguments, parse
 from ule_hf.card import CONFIG_FILE, RESULTS_FILE, read_json
 from ule_hf.comparison.run import Line, read
+from ule_hf.comparison.table import Name, crossed
 from ule_hf.errors import UleError
 
 #: The rule of a run whose results hold no figures of each epoch: whatever epoch it saved.
@@ -20,9 +21,10 @@ SAVED = "saved"
 
 @dataclass
 class Runs:
-    """What was found: a line for each run, what is wrong or left out in words, and the files that were read."""
+    """A line for each run, the runs there should be, what is wrong or left out in words, and the files read."""
 
     lines: list[Line] = field(default_factory=list)
+    expected: list[Name] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
 
@@ -52,6 +54,7 @@ def collect(paths: Sequence[str | Path]) -> Runs:
 def _add_file(runs: Runs, path: Path) -> None:
     lines, problems = read(path)
     runs.lines += lines
+    runs.expected += crossed(lines)
     runs.problems += problems
     runs.sources.append(path.name)
 
