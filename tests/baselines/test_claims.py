@@ -23,6 +23,6 @@ def plain(bed, tmp_path_factory) -> float:
 
 @pytest.mark.parametrize("method", ["group_dro", "lff", "eiil", "jtt"])
 def test_the_worst_group_gains(bed, plain, tmp_path, method):
-    # JTT's first stage, one epoch by default, is tuned for each dataset in its paper; here it knows the shortcut after two
+    # the length of JTT's first stage is tuned for each dataset in its paper; here it knows the shortcut after two
     options = {"jtt_first_epochs": 2} if method == "jtt" else {}
     assert run(bed[0], tmp_path, method, bed[1], **LAST_EPOCH, **options)["model"][WORST] > plain + 0.1
