@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, ProgressCallback, 
 
 from ule_hf.arguments import MethodArguments, ModelArguments
 from ule_hf.backbones import freeze_backbone, load_backbone
-from ule_hf.card import FROM_SCRATCH, RESULTS_FILE, CardFacts
+from ule_hf.card import CONFIG_FILE, FROM_SCRATCH, RESULTS_FILE, CardFacts, read_json
 from ule_hf.checkpoints import last_checkpoint
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.config import ULEConfig
@@ -29,6 +29,8 @@ from ule_hf.seeds import named_seed
 
 FIRST_STAGE = "first_stage"
 STATE_FILE = "trainer_state.json"
+#: What a finished first stage must have been trained with to be taken for the one that is asked for.
+DECIDES = ("num_train_epochs", "learning_rate", "weight_decay", "per_device_train_batch_size", "optim", "seed")
 
 
 @dataclass
@@ -109,6 +111,9 @@ class Task:
         Args:
             train: by default the training split.
             changes: to the options, such as ``num_train_epochs``.
+
+        Raises:
+            UleError: what is there was trained with other options.
         """
         args = copy.copy(self.args)
         folder = Path(self.args.output_dir) / FIRST_STAGE
@@ -117,6 +122,7 @@ class Task:
             setattr(args, name, value)
         trainer = self.trainer(ClassifierTrainer, self.classifier(), train, args)
         if self.resuming and (folder / STATE_FILE).is_file():
+            _check_options(folder, args)
             trainer._load_from_checkpoint(str(folder))
             trainer.state = TrainerState.load_from_json(str(folder / STATE_FILE))
         else:
@@ -140,6 +146,16 @@ class Task:
             trainer.accelerator.wait_for_everyone()
             self.resuming = True  # what is there from now on is this run's
         trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _check_options(folder: Path, args: ULEConfig) -> None:
+    trained, asked = read_json(folder / CONFIG_FILE), args.to_sanitized_dict()
+    for name in DECIDES:
+        if trained.get(name) != asked[name]:
+            raise UleError(
+                f"{folder} was trained with {name} {trained.get(name)}, and {asked[name]} is asked for; give the "
+                "options of the run that is resumed, or begin a new one with --overwrite_output_dir"
+            )
 
 
 def load_initial(
