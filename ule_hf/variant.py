@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "freeze_student": True,
     },
 }
-PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.6}
+PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.55}
 
 
 def parse_grid(text: str) -> Grid | None:
