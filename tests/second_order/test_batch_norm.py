@@ -118,4 +118,5 @@ def test_float32_is_not_worse_than_plain(mean):
         (gx,) = torch.autograd.grad(norm(t[0], None, None, *t[1:], training=True).pow(3).sum(), t[0], create_graph=True)
         derivatives.append((gx, *torch.autograd.grad(gx.square().sum(), t[:2])))
     found, plain, exact = derivatives
-    assert relative_error(found, exact) <= 2 * relative_error(plain, exact)
+    rounding = torch.finfo(torch.float32).eps  # plain may be exact to less by chance
+    assert relative_error(found, exact) <= 2 * max(relative_error(plain, exact), rounding)

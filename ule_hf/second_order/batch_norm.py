@@ -98,19 +98,7 @@ class _BatchNormBackward(Function):
 
 
 def _backward(g, x, weight, mean, rstd):
-    def native(*wanted):
-        return aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, 0.0, wanted)
-
-    if x.device.type != "cpu" or x.dtype != mean.dtype:
-        return native(True, True, True)
-    # On a CPU the native kernel takes three times as long for ``gx`` as its two sums and two passes.
-    _, gw, gb = native(False, True, True)
-    n = x.numel() // x.shape[1]
-    of_g = rstd if weight is None else weight * rstd
-    of_x = -of_g * rstd * gw / n
-    constant = -of_g * gb / n - of_x * mean
-    gx = torch.addcmul(_per_channel(constant, x), x, _per_channel(of_x, x))
-    return gx.addcmul_(g, _per_channel(of_g, x)), gw, gb
+    return aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, 0.0, (True, True, True))
 
 
 def _double_backward(G, g, x, weight, mean, rstd, gw, gb):
