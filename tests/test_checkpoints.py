@@ -48,6 +48,17 @@ def test_half_a_checkpoint_is_none(tmp_path, missing, caplog):
         make_trainer(tmp_path).train(resume_from_checkpoint=str(half))
 
 
+def test_going_on_with_other_options_is_said(tmp_path, caplog):
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    again = {"learning_rate": 0.5, "unlearning_weight": 0.25, "num_train_epochs": 2}
+    make_trainer(tmp_path, logging_steps=7, **again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    (said,) = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
+    assert "learning_rate 0.5 (was " in said and "unlearning_weight 0.25 (was " in said and "logging" not in said
+    caplog.clear()
+    make_trainer(tmp_path, **again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert "other options" not in caplog.text
+
+
 def test_a_save_that_is_interrupted_leaves_no_checkpoint(tmp_path):
     """An exception where the last file is written; the next run removes what is left."""
     trainer = make_trainer(tmp_path, num_train_epochs=1)

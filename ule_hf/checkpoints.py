@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ule_hf.card import RESULTS_FILE
+from ule_hf.card import CONFIG_FILE, RESULTS_FILE, read_json
 from ule_hf.errors import UleError
 
 logger = logging.getLogger(__name__)
@@ -295,6 +295,13 @@ class WholeCheckpoints(Trainer):
         later = [path.name for path in checkpoints_of(self.args.output_dir) if _step(path) > _step(Path(checkpoint))]
         if later and self.is_world_process_zero():
             logger.warning("%s of an earlier run are later than %s; the new ones replace them", later, checkpoint)
+        config = Path(checkpoint, CONFIG_FILE)
+        changes = self.args.changes_since(read_json(config)) if config.is_file() else []
+        if changes and self.is_world_process_zero():
+            logger.warning(
+                "%s was trained with other options, and goes on with %s: not the run that it would have been",
+                *(checkpoint, ", ".join(changes)),
+            )
         written_by = len(list(Path(checkpoint).glob("rng_state*.pth")))
         if written_by != self.args.world_size and self.is_world_process_zero():
             logger.warning(

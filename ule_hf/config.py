@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -14,6 +14,18 @@ from ule_hf.unlearning import Control
 from ule_hf.variant import PRESETS, Attribution, StudentLoss, Term, Variant, parse_grid
 
 WITHOUT_GROUPS = "worst_class_accuracy"  # of validation; the rule of selection that needs no group labels
+
+
+#: Options of which another value makes another training: what is computed, and from which data and weights.
+DECIDES = (
+    *(field.name for field in fields(Variant)),
+    *("unlearning_weight", "unlearning_warmup", "unlearning_decay", "unlearning_interval", "unlearning_fraction"),
+    *("trial_accuracy", "error_weighting", "student_head_start", "head_start_accuracy", "freeze_student"),
+    *("class_balanced_sampling", "student_learning_rate", "student_weight_decay"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+    *("optim", "optim_args", "learning_rate", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "bf16"),
+)
 
 
 @dataclass
@@ -207,6 +219,16 @@ class ULEConfig(TrainingArguments):
             if getattr(self, name) < 0:
                 raise UleError(f"{name} is {getattr(self, name)}; it must not be negative")
         self.variant()
+
+    def changes_since(self, recorded: dict[str, Any]) -> list[str]:
+        """The options that make another training of it, as ``learning_rate 0.1 (was 0.01)``.
+
+        Args:
+            recorded: an earlier run's ``to_sanitized_dict()``, as its ``ule_config.json`` holds it.
+        """
+        asked = self.to_sanitized_dict()
+        names = [name for name in DECIDES if name in recorded and recorded[name] != asked[name]]
+        return [f"{name} {asked[name]} (was {recorded[name]})" for name in names]
 
     def variant(self) -> Variant:
         """The choices that one forward of :class:`ule_hf.pair.StudentTeacher` needs."""

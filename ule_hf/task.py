@@ -29,8 +29,6 @@ from ule_hf.seeds import named_seed
 
 FIRST_STAGE = "first_stage"
 STATE_FILE = "trainer_state.json"
-#: What a finished first stage must have been trained with to be taken for the one that is asked for.
-DECIDES = ("num_train_epochs", "learning_rate", "weight_decay", "per_device_train_batch_size", "optim", "seed")
 
 
 @dataclass
@@ -122,7 +120,11 @@ class Task:
             setattr(args, name, value)
         trainer = self.trainer(ClassifierTrainer, self.classifier(), train, args)
         if self.resuming and (folder / STATE_FILE).is_file():
-            _check_options(folder, args)
+            if changes := args.changes_since(read_json(folder / CONFIG_FILE)):
+                raise UleError(
+                    f"{folder} is finished, and was trained with other options: asked for are {', '.join(changes)}; "
+                    "give the old ones, or begin a new run with --overwrite_output_dir"
+                )
             trainer._load_from_checkpoint(str(folder))
             trainer.state = TrainerState.load_from_json(str(folder / STATE_FILE))
         else:
@@ -146,16 +148,6 @@ class Task:
             trainer.accelerator.wait_for_everyone()
             self.resuming = True  # what is there from now on is this run's
         trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _check_options(folder: Path, args: ULEConfig) -> None:
-    trained, asked = read_json(folder / CONFIG_FILE), args.to_sanitized_dict()
-    for name in DECIDES:
-        if trained.get(name) != asked[name]:
-            raise UleError(
-                f"{folder} was trained with {name} {trained.get(name)}, and {asked[name]} is asked for; give the "
-                "options of the run that is resumed, or begin a new one with --overwrite_output_dir"
-            )
 
 
 def load_initial(
