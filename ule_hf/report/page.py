@@ -68,7 +68,7 @@ def report(
     output: str | Path,
     models: str | Path | None = None,
     pictures: int = 6,
-    images: int = 32,
+    images: int = 16,
 ) -> Path:
     """Write ``output/index.html`` about ``results``; returns its path.
 
@@ -299,6 +299,6 @@ def report_main(argv: list[str]) -> str:
     parser.add_argument("--output", default="report", help="Folder for index.html.")
     parser.add_argument("--models", help="What ule-hf compare --keep_models kept; for pictures and shares on objects.")
     parser.add_argument("--pictures", type=int, default=6, help="Pictures of each method on each dataset.")
-    parser.add_argument("--images", type=int, default=32, help="Test images of each run for the shares on objects.")
+    parser.add_argument("--images", type=int, default=16, help="Test images of each run for the shares on objects.")
     args = parser.parse_args(argv)
     return str(report(args.results, args.output, args.models, args.pictures, args.images))

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 #: Test images of each group that are looked at for disagreement.
 OF_EACH_GROUP = 48
 #: Images of another class at the ends of the paths from one.
-PARTNERS = 4
+PARTNERS = 2
 
 
 class ModelFolder(NamedTuple):
