@@ -25,6 +25,7 @@ def finished(method: str, seed: int, worst: float, bed: str = "birds", **changes
         "device": "cpu",
         "machine": "x86_64",
         "processes": 1,
+        **changes.pop("run", {}),
     }
     options = {"bed": {"dataset": "folder"}, "method": changes.pop("method_options", {"method": run["method"]})}
     return {

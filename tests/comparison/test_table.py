@@ -70,6 +70,7 @@ def test_a_bed_where_all_runs_failed_is_shown():
         ({"versions": VERSIONS | {"torch": "2.16.0"}}, "versions torch 2.15.0 / 2.16.0"),
         ({"method_options": {"method": "erm", "learning_rate": 0.1}}, "options method learning_rate not set / 0.1"),
         ({"threads": 2}, "threads 1 / 2"),
+        ({"run": {"trial_accuracy": 0.6}}, "preset trial_accuracy not set / 0.6"),  # of another version, say
     ],
 )
 def test_runs_that_differ_are_shown_apart(changes, said):

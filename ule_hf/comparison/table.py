@@ -6,7 +6,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from string import ascii_lowercase
 from typing import Any
 
@@ -21,6 +21,7 @@ from ule_hf.comparison.statistics import (
     most_coverage,
     paired_difference,
 )
+from ule_hf.variant import PRESETS, Variant
 
 #: Bed, method and seed of a run.
 Name = tuple[str, str, int]
@@ -29,6 +30,8 @@ RULES = {"worst_class": "worst class", "average": "average", "last": "last epoch
 #: Rules without and with group labels that stand side by side where there is no room for all.
 SIDES = ("worst_class", "last", "worst_group")
 WORST = "worst_group_accuracy"
+#: What ULE's presets decide, as results.json records it.
+PRESET_KEYS = {"variant"} | (set(PRESETS["auto"]) - {field.name for field in fields(Variant)})
 
 
 @dataclass(frozen=True)
@@ -270,12 +273,15 @@ def _conditions(line: Line) -> dict[str, Any]:
     """All that must be the same for two runs to be averaged."""
     run = line["run"]
     machine = {key: run.get(key) for key in ("versions", "device", "machine", "processes")}
-    return {"options": line.get("options", {}), "threads": line.get("threads"), **machine}
+    # what a preset stood for when the run was made
+    preset = {key: run[key] for key in PRESET_KEYS if key in run}
+    return {"options": line.get("options", {}), "preset": preset, "threads": line.get("threads"), **machine}
 
 
 def _shared(line: Line) -> dict[str, Any]:
     """All that must be the same for two methods to be compared: the bed's options, the search's effort, the machine."""
     conditions = _conditions(line)
+    del conditions["preset"]
     options = conditions.pop("options")
     search = {key: value for key, value in options.get("search", {}).items() if key != "found"}
     return {"bed": options.get("bed"), "search": search, **conditions}
