@@ -38,8 +38,8 @@ class StudentTeacherOutput(ModelOutput):
 
     ``loss`` is what to call ``backward`` on: student_loss + teacher_loss + unlearning_weight · unlearning_loss.
     ``logits`` (the teacher's, None while it is not trained) and ``student_logits`` are ``[B, K]``; in training the
-    student's are detached. The last three are scalars for the log, and None where the step has no such term: no weight,
-    evaluation, or a path and one class only.
+    student's are detached. All from ``unlearning_loss`` on are scalars, and None where the step has no such term: no
+    weight, evaluation, or a path and one class only.
     """
 
     loss: Tensor | None = None
@@ -52,6 +52,7 @@ class StudentTeacherOutput(ModelOutput):
     dead_maps: Tensor | None = None
     exchanged_share: Tensor | None = None
     exchanged_accuracy: Tensor | None = None
+    student_turned: Tensor | None = None
 
 
 class StudentTeacher(nn.Module):
@@ -85,6 +86,7 @@ class StudentTeacher(nn.Module):
         train_student: bool = True,
         unlearning_fraction: float = 1.0,
         error_weighting: float = 0.0,
+        ask_student: bool = False,
         partners: Tensor | None = None,
         points: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -101,6 +103,7 @@ class StudentTeacher(nn.Module):
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             error_weighting: exponent of :func:`error_weights`, for the teacher's loss; 0 weighs all images alike.
+            ask_student: with term ``exchange``, also what the student makes of the exchanged images.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
         if labels is None:
@@ -136,7 +139,7 @@ class StudentTeacher(nn.Module):
                 path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
             with nullcontext() if train_student else evaluation_mode(self.student):
-                of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator)
+                of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator, ask_student)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
         student_loss = student.loss_with_gradients()
@@ -235,6 +238,7 @@ class StudentTeacher(nn.Module):
         some: slice,
         path: tuple[Tensor, Tensor] | None,
         generator: torch.Generator | None,
+        ask_student: bool,
     ) -> dict[str, Tensor]:
         """The term from passes of its own: on the path, or at some of the images. Empty where there is no path."""
         inputs, labels_of_partners, difference = images[some], None, None
@@ -254,7 +258,7 @@ class StudentTeacher(nn.Module):
         with frozen_batch_statistics(self):
             of_student = attribution(self.student, create_graph=False)
         if self.variant.term == "exchange":
-            return self._exchange_term(of_student, images, labels, path[0], generator)
+            return self._exchange_term(of_student, images, labels, path[0], generator, ask_student)
         with frozen_batch_statistics(self), self._twice_differentiable():
             of_teacher = attribution(self.teacher, create_graph=True)
         inputs.requires_grad_(False)
@@ -267,6 +271,7 @@ class StudentTeacher(nn.Module):
         labels: Tensor,
         partners: Tensor,
         generator: torch.Generator | None,
+        ask_student: bool,
     ) -> dict[str, Tensor]:
         """The teacher's cross-entropy where the cells that decide for the student come from the partner."""
         variant = self.variant
@@ -274,15 +279,21 @@ class StudentTeacher(nn.Module):
         cells = control_cells(decisive_cells(student_map, variant.coverage), variant.control, generator)
         # These do count in BatchNorm's running statistics: the teacher has to answer for such images as for any other,
         # and without them it tells them apart by their statistics, and keeps the shortcut for the others.
-        logits = _logits(self.teacher, exchange(images, partners, cells, variant.grid))
-        own, other = labels[: len(logits), None], labels[partners[: len(logits)], None]
-        return {
+        exchanged = exchange(images, partners, cells, variant.grid)
+        logits = _logits(self.teacher, exchanged)
+        own, other = labels[: len(logits)], labels[partners[: len(logits)]]
+        of_term = {
             # comparing would swallow a student's map that is not finite
-            "unlearning_loss": F.cross_entropy(logits, own[:, 0]) + 0 * student_map.sum(),
+            "unlearning_loss": F.cross_entropy(logits, own) + 0 * student_map.sum(),
             "dead_maps": (student_map == 0).all(dim=1).sum(),
             "exchanged_share": cells.float().mean(),
-            "exchanged_accuracy": (logits.detach().gather(1, own) > logits.detach().gather(1, other)).float().mean(),
+            "exchanged_accuracy": (class_score(logits.detach(), own, "difference", other) < 0).float().mean(),
         }
+        if ask_student:
+            with torch.no_grad(), frozen_batch_statistics(self):
+                turned = class_score(_logits(self.student, exchanged), own, "difference", other) > 0
+            of_term["student_turned"] = turned.float().mean()
+        return of_term
 
     def _maps(self, of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
         variant, sum_before_sign = self.variant, self.variant.attribution == "path"

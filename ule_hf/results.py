@@ -157,6 +157,7 @@ def record(
             "unlearning_decay": args.unlearning_decay,
             "trial_accuracy": args.trial_accuracy,
             "exchange_has_failed": args.trial_accuracy is not None and trainer.exchange_has_failed(),
+            "trial": trainer.trial(),
             "error_weighting": args.error_weighting,
             "class_balanced_sampling": args.class_balanced_sampling,
             "student_head_start": args.student_head_start,

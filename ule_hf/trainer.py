@@ -29,7 +29,7 @@ from ule_hf.watch import StudentLearns
 # how PyTorch says it: for its own kernels, for custom functions, for compiled modules
 NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
 TRIAL = (1 / 4, 1 / 3)  # of the teacher's training: when it is watched for `trial_accuracy`
-TERM_MEANS = ("unlearning_loss", "overlap", "exchanged_share", "exchanged_accuracy")
+TERM_MEANS = ("unlearning_loss", "overlap", "exchanged_share", "exchanged_accuracy", "student_turned")
 LOGGED_MEANS = (
     *("student_loss", "teacher_loss", *TERM_MEANS),
     *("student_accuracy", "teacher_accuracy", "student_grad_norm", "teacher_grad_norm"),
@@ -79,8 +79,9 @@ class ULETrainer(ClassifierTrainer):
         self.head_start_ends = torch.tensor(float(args.student_head_start), dtype=torch.float64)
         # what the student got right of its last four batches, and of how many images, by class
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
-        # of the exchanged images of the trial: how many the teacher told from their partner's class, of how many
-        self._of_trial = torch.zeros(2, device=self.args.device)
+        # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
+        # student took for it, of how many
+        self._of_trial = torch.zeros(3, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
             self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial")
         self._micro_step = (-1, 0)
@@ -115,12 +116,13 @@ class ULETrainer(ClassifierTrainer):
             train_student=not (self.args.freeze_student and self._teacher_has_joined()),
             unlearning_fraction=self.args.unlearning_fraction,
             error_weighting=self.current_error_weighting(),
+            ask_student=self._is_on_trial(),
             generator=self._path_generator(),
         )
         if not self._teacher_has_joined():
             self._watch_the_head_start(output.student_logits, labels)
-        elif self.args.trial_accuracy is not None:
-            self._watch_the_trial(output.exchanged_accuracy, len(labels))
+        elif self._is_on_trial():
+            self._watch_the_trial(output, len(labels))
         loss = self.require_finite(output.loss, partial(_losses, output))
         if loss is output.loss:
             self._record(output, labels)
@@ -172,21 +174,29 @@ class ULETrainer(ClassifierTrainer):
         epochs = self.state.epoch * self.state.max_steps / self.state.global_step
         return (self.state.epoch - self.head_start_ends.item()) / (epochs - self.head_start_ends.item())
 
-    def _watch_the_trial(self, told_apart: Tensor | None, images: int) -> None:
-        """Counts late in the trial: at first the teacher knows the shortcut only, and fails in any case. The same on
-        every process."""
-        if not TRIAL[0] <= self._progress() < TRIAL[1]:
-            return
+    def _is_on_trial(self) -> bool:
+        """Late in the trial: at first the teacher knows the shortcut only, and fails in any case."""
+        on_trial = self.args.trial_accuracy is not None and self._teacher_has_joined()
+        return on_trial and TRIAL[0] <= self._progress() < TRIAL[1]
+
+    def _watch_the_trial(self, output: StudentTeacherOutput, images: int) -> None:
+        """Counts; the same on every process."""
         of_batch = torch.zeros_like(self._of_trial)
-        if told_apart is not None:
-            of_batch += torch.stack([told_apart * images, torch.full_like(told_apart, images)])
+        if output.exchanged_accuracy is not None:
+            shares = torch.stack([output.exchanged_accuracy, output.student_turned])
+            of_batch += images * torch.cat([shares, torch.ones_like(shares[:1])])
         self._of_trial += self.accelerator.reduce(of_batch, reduction="sum")
 
+    def trial(self) -> dict[str, float]:
+        """What the trial has found so far: the share of exchanged images that the student took for the partner's class
+        (what it decides by has gone) and the share that the teacher did not (what they are is still to be seen)."""
+        told, turned, images = self._of_trial.tolist()
+        return {"student_turned": turned / images, "exchanged_accuracy": told / images} if images else {}
+
     def exchange_has_failed(self) -> bool:
-        """Whether the trial is over and the exchanged images no longer showed their label: the student's cells then
-        hold the object, or whatever there is to see."""
-        right, images = self._of_trial.tolist()
-        return self._progress() >= TRIAL[1] and images > 0 and right / images < self.args.trial_accuracy
+        """Whether the trial is over and one of the two shares was too low."""
+        found = self.trial().values() if self._progress() >= TRIAL[1] else ()
+        return any(share < self.args.trial_accuracy for share in found)
 
     def current_error_weighting(self) -> float:
         """The exponent at this step: with a trial, 0 until the exchange has failed it."""
