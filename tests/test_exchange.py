@@ -138,3 +138,16 @@ def test_a_student_that_sees_nothing_exchanges_nothing():
 def test_choices_that_the_term_cannot_do_without(change):
     with pytest.raises(UleError, match="term 'exchange' needs"):
         Variant(**{**vars(EXCHANGE), **change})
+
+
+@pytest.mark.parametrize(("row", "column", "at_least"), [(0, 1, 1.0), (1, 0, 0.0)])
+def test_the_student_is_asked_whether_the_exchange_turns_it(row, column, at_least):
+    """It always does where the student decides by the one cell that tells the classes apart."""
+    student, teacher, images = LooksAt(row, column), Remembers(), pictures()
+    pair = StudentTeacher(student, teacher, EXCHANGE).train()
+    partners = torch.tensor([1, 0, 3, 2, 5, 4])
+    options = {"unlearning_weight": 1.0, "partners": partners, "points": torch.full((6,), 0.5)}
+    output = pair(images, LABELS, train_student=False, ask_student=True, **options)
+    taken_for_partners = student(teacher.shown[-1]).argmax(dim=1) == LABELS[partners]
+    assert output.student_turned == taken_for_partners.float().mean() >= at_least
+    assert pair(images, LABELS, train_student=False, **options).student_turned is None

@@ -45,12 +45,21 @@ def test_a_failed_trial_ends_the_term_for_good_and_a_passed_one_changes_nothing(
     passed = train(tmp_path / "passed", *LOG_ALL, "--trial_accuracy", "0.01")["run"]
     train(tmp_path / "without", *LOG_ALL)
     assert failed["exchange_has_failed"] and not passed["exchange_has_failed"]
+    assert failed["trial"].keys() == {"student_turned", "exchanged_accuracy"} == passed["trial"].keys()
     with_term = ["unlearning_loss" in line for line in log_of(tmp_path / "failed")]
     joined = with_term.index(True)
     ended = joined + sum(with_term)
     assert with_term[joined:ended] == [True] * (ended - joined)
     assert (ended - joined) / (len(with_term) - joined) == pytest.approx(1 / 3, abs=0.05)
     assert same_teacher(tmp_path / "passed", tmp_path / "without")
+
+
+def test_either_question_may_end_it(tmp_path):
+    found = train(tmp_path / "probe", *LOG_ALL, "--trial_accuracy", "0.01")["run"]["trial"]
+    low, high = sorted(found.values())
+    assert 0 < low < high
+    between = train(tmp_path / "between", *LOG_ALL, "--trial_accuracy", str((low + high) / 2))["run"]
+    assert between["exchange_has_failed"] and between["trial"] == found
 
 
 def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path):
