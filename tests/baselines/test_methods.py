@@ -72,7 +72,7 @@ def test_a_finished_first_stage_is_not_trained_again(model, data, tmp_path):
     before = first.stat().st_mtime_ns
     resumed = run(model, tmp_path, "jtt", data, num_train_epochs=2, resume_from_checkpoint="latest")
     assert first.stat().st_mtime_ns == before and resumed["model"] == whole["model"]
-    with pytest.raises(UleError, match=r"first_stage is finished.*: num_train_epochs 2\.0 \(was 1\.0\);"):
+    with pytest.raises(UleError, match=r"first_stage is finished.*asked for are num_train_epochs 2\.0 \(was 1\.0\);"):
         run(model, tmp_path, "jtt", data, num_train_epochs=2, jtt_first_epochs=2.0, resume_from_checkpoint="latest")
 
 
