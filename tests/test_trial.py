@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.test_exchange import EXCHANGE, LABELS, LooksAt, Remembers, pictures
 from tests.test_head_start import train
+from tests.test_trainer import make_trainer
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher, error_weights
@@ -55,11 +56,13 @@ def test_a_failed_trial_ends_the_term_for_good_and_a_passed_one_changes_nothing(
 
 
 def test_either_question_may_end_it(tmp_path):
-    found = train(tmp_path / "probe", *LOG_ALL, "--trial_accuracy", "0.01")["run"]["trial"]
-    low, high = sorted(found.values())
-    assert 0 < low < high
-    between = train(tmp_path / "between", *LOG_ALL, "--trial_accuracy", str((low + high) / 2))["run"]
-    assert between["exchange_has_failed"] and between["trial"] == found
+    trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
+    trainer.train()
+    for told, turned, failed in ((0.5, 0.9, True), (0.9, 0.5, True), (0.6, 0.6, False)):
+        trainer._of_trial = 200 * torch.tensor([told, turned, 1.0])
+        assert trainer.exchange_has_failed() == failed
+        found = {"student_turned": pytest.approx(turned), "exchanged_accuracy": pytest.approx(told)}
+        assert trainer.trial() == found
 
 
 def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path):

@@ -80,8 +80,8 @@ class ULETrainer(ClassifierTrainer):
         # what the student got right of its last four batches, and of how many images, by class
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
         # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
-        # student took for it, of how many
-        self._of_trial = torch.zeros(3, device=self.args.device)
+        # student took for it, of how many; it is asked for at every step, so it does not lie on a GPU
+        self._of_trial = torch.zeros(3)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
             self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial")
         self._micro_step = (-1, 0)
@@ -181,11 +181,11 @@ class ULETrainer(ClassifierTrainer):
 
     def _watch_the_trial(self, output: StudentTeacherOutput, images: int) -> None:
         """Counts; the same on every process."""
-        of_batch = torch.zeros_like(self._of_trial)
+        of_batch = self._of_trial.new_zeros(3, device=self.args.device)
         if output.exchanged_accuracy is not None:
             shares = torch.stack([output.exchanged_accuracy, output.student_turned])
             of_batch += images * torch.cat([shares, torch.ones_like(shares[:1])])
-        self._of_trial += self.accelerator.reduce(of_batch, reduction="sum")
+        self._of_trial += self.accelerator.reduce(of_batch, reduction="sum").cpu()
 
     def trial(self) -> dict[str, float]:
         """What the trial has found so far: the share of exchanged images that the student took for the partner's class
