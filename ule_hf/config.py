@@ -16,7 +16,7 @@ from ule_hf.variant import PRESETS, Attribution, StudentLoss, Term, Variant, par
 WITHOUT_GROUPS = "worst_class_accuracy"  # of validation; the rule of selection that needs no group labels
 
 
-#: Options of which another value makes another training: what is computed, and from which data and weights.
+#: Options of training of which another value makes another run.
 DECIDES = (
     *(field.name for field in fields(Variant)),
     *("unlearning_weight", "unlearning_warmup", "unlearning_decay", "unlearning_interval", "unlearning_fraction"),
@@ -91,8 +91,8 @@ class ULEConfig(TrainingArguments):
     trial_accuracy: float | None = field(
         default=None,
         metadata={
-            "help": "term exchange is on trial for a third of training: where the teacher then tells the label from "
-            "the partner's on fewer than this share of exchanged images (chance: 0.5), the term ends."
+            "help": "term exchange is on trial for a third of training: where the student then takes fewer than this "
+            "share of exchanged images for the partner's class, or the teacher more than the rest, the term ends."
         },
     )
     error_weighting: float | None = field(
