@@ -34,7 +34,7 @@ TIMES = ("_runtime", "_per_second", "_seconds")
 OPTIONS = {
     "preset": "auto",
     "trial_accuracy": 1.0,  # fails, so that what comes after is there too
-    "error_weighting": 2.0,
+    "balancing_accuracy": 0.5,
     "load_best_model_at_end": True,
     "student_head_start": 0.5,
     "unlearning_warmup": 1.0,

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from tests.test_exchange import EXCHANGE, LABELS, LooksAt, Remembers, pictures
 from tests.test_head_start import train
 from tests.test_trainer import make_trainer
+from ule_hf.balancing import balancing_weights, count_answers
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
-from ule_hf.pair import StudentTeacher, error_weights
+from ule_hf.pair import StudentTeacher
 
 LOG_ALL = ["--logging_strategy", "steps", "--logging_steps", "1", "--head_start_accuracy", "0.3"]
+FAILS = ["--trial_accuracy", "1.0", "--balancing_accuracy", "0.4"]
 
 
 def log_of(folder) -> list[dict]:
@@ -66,49 +68,86 @@ def test_either_question_may_end_it(tmp_path):
 
 
 def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path):
-    options = [*LOG_ALL, "--trial_accuracy", "1.0", "--error_weighting", "2", "--save_strategy", "steps"]
+    options = [*LOG_ALL, *FAILS, "--save_strategy", "steps"]
     options += ["--save_steps", "1", "--eval_strategy", "no", "--save_total_limit", "100"]
-    assert train(tmp_path / "whole", *options)["run"]["exchange_has_failed"]
-    for step in (10, 20):  # the head start ends with step 4 of 27, and the trial is watched from step 9 to step 11
+    whole = train(tmp_path / "whole", *options)["run"]
+    assert whole["exchange_has_failed"] and whole["balancing_began"]
+    began = round(whole["balancing_began"] * 9)  # the head start ends with step 4 of 27, the trial with step 11
+    assert 11 < began < 20
+    for step in (10, began - 1, 20):
         resumed = tmp_path / f"from_{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", resumed / f"checkpoint-{step}")
         train(resumed, *options, "--resume_from_checkpoint", "latest")
         assert same_teacher(tmp_path / "whole", resumed)
 
 
-def test_errors_weigh_more_only_once_the_exchange_has_failed(tmp_path):
-    for name, options in {"plain": ["0"], "weighted": ["2"]}.items():
-        train(tmp_path / name, *LOG_ALL, "--trial_accuracy", "1.0", "--error_weighting", *options)
-    plain, weighted = (log_of(tmp_path / name) for name in ("plain", "weighted"))
-    same = [one["loss"] == other["loss"] for one, other in zip(plain, weighted, strict=True)]
-    ended = max(i for i, line in enumerate(plain) if "unlearning_loss" in line) + 1
-    assert all(same[:ended]) and not any(same[ended:])
+def test_after_a_failed_trial_the_student_trains_on_and_then_its_errors_are_balanced(tmp_path):
+    for name, options in {"plain": [], "balanced": FAILS}.items():
+        train(tmp_path / name, *LOG_ALL, "--trial_accuracy", "1.0", *options)
+    plain, balanced = (log_of(tmp_path / name) for name in ("plain", "balanced"))
+    of_run = json.loads((tmp_path / "balanced" / "results.json").read_text())["run"]
+    trial_ended = max(i for i, line in enumerate(plain) if "unlearning_loss" in line) + 1
+    began = round(of_run["balancing_began"] * 9) + 1  # from the next step on
+    assert trial_ended + 4 <= began < len(plain)  # four batches at least
+    trains = [line["student_grad_norm"] > 0 if "student_grad_norm" in line else False for line in balanced]
+    assert trains[trial_ended:began] == [True] * (began - trial_ended) and not any(trains[began:])
+    same = [one["teacher_loss"] == other["teacher_loss"] for one, other in zip(plain[4:], balanced[4:], strict=True)]
+    assert all(same[: began - 4]) and not any(same[began - 4 :])
 
 
-@given(st.integers(2, 9), st.floats(0.1, 5), st.integers(0, 2**31))
-def test_the_weights_of_errors(samples, exponent, seed):
+def test_a_student_that_learns_nothing_soon_is_not_listened_to(tmp_path):
+    never = train(tmp_path / "never", *LOG_ALL, "--trial_accuracy", "1.0", "--balancing_accuracy", "1.0")["run"]
+    train(tmp_path / "without", *LOG_ALL, "--trial_accuracy", "1.0")
+    assert never["exchange_has_failed"] and never["balancing_began"] is None
+    assert same_teacher(tmp_path / "never", tmp_path / "without")
+    last = log_of(tmp_path / "never")[-1]
+    assert last.get("student_grad_norm", 0) == 0  # it trained on for another head start, 0.75 epochs, and no longer
+
+
+@given(st.integers(1, 30), st.integers(2, 4), st.integers(0, 2**31))
+def test_right_and_wrong_images_of_each_class_weigh_alike(samples, classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(samples, 3, generator=generator)
-    labels = torch.randint(3, (samples,), generator=generator)
-    weights = error_weights(logits, labels, exponent)
-    assert weights.mean() == pytest.approx(1, abs=1e-4)
-    right = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    assert torch.equal(weights[right.argsort()], weights.sort(descending=True).values)
-    assert torch.equal(error_weights(logits, labels, exponent, "constant"), torch.ones(samples))
-    assert torch.equal(error_weights(logits, labels, exponent, "shuffled")[:-1], weights[1:])
+    logits = torch.randn(samples, classes, generator=generator)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    counts = count_answers(logits, labels)
+    assert counts.sum() == samples
+    weights = balancing_weights(logits, labels, counts)
+    right = logits.argmax(dim=1) == labels
+    totals = [weights[(labels == k) & (right == r)].sum() for k in range(classes) for r in (False, True)]
+    present = torch.stack([total for total in totals if total > 0])
+    torch.testing.assert_close(present, torch.full_like(present, samples / len(present)))
+    assert torch.equal(balancing_weights(logits, labels, counts, "constant"), torch.ones(samples))
+    assert torch.equal(balancing_weights(logits, labels, counts, "shuffled"), weights.roll(-1))
 
 
-def test_the_teachers_loss_is_weighted_in_training_alone():
+def test_what_came_before_counts_in_the_weights():
+    logits, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    before = torch.tensor([[0.0, 7.0], [0.0, 0.0]])
+    weights = balancing_weights(logits, labels, before + count_answers(logits, labels))
+    assert weights.tolist() == pytest.approx([9 / 16, 9 / 2])  # eight right, one wrong
+
+
+def test_the_teachers_loss_is_balanced_in_training_alone():
     pair = StudentTeacher(LooksAt(0, 1), Remembers(), EXCHANGE)
-    images, labels = pictures(), LABELS.roll(1)  # the student is wrong about some
-    for module in (pair.train(), pair.eval()):
-        output = module(images, labels, train_student=False, error_weighting=2.0)
+    images, labels, so_far = pictures(), LABELS.roll(1), torch.tensor([[1.0, 9.0], [2.0, 8.0]])
+    for module in (pair.train(), pair.eval()):  # the student is wrong about some
+        output = module(images, labels, train_student=False, answers_so_far=so_far)
         losses = F.cross_entropy(pair.teacher.linear(images.flatten(1)), labels, reduction="none")
-        weights = error_weights(pair.student(images), labels, 2.0) if module.training else torch.ones(len(labels))
+        logits = pair.student(images)
+        weights = balancing_weights(logits, labels, so_far + count_answers(logits, labels))
+        weights = weights if module.training else torch.ones(len(labels))
         torch.testing.assert_close(output.teacher_loss, (weights * losses).mean())
 
 
-@pytest.mark.parametrize("options", [{"preset": "paper", "trial_accuracy": 0.55}, {"trial_accuracy": 60.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "paper", "trial_accuracy": 0.55},
+        {"trial_accuracy": 60.0},
+        {"balancing_accuracy": 95.0},
+        {"preset": "exchange", "balancing_accuracy": 0.95},
+    ],
+)
 def test_a_trial_of_nothing_is_refused(tmp_path, options):
     with pytest.raises(UleError, match="it must lie in"):
         ULEConfig(str(tmp_path), use_cpu=True, **options)
@@ -117,11 +156,12 @@ def test_a_trial_of_nothing_is_refused(tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"load_best_model_at_end": False, "trial_accuracy": 0.55, "freeze_student": True}),
+        ({}, {"load_best_model_at_end": False, "balancing_accuracy": 0.95, "freeze_student": True}),
         ({"metric_for_best_model": "worst_group_accuracy"}, {"load_best_model_at_end": True}),
         ({"preset": "paper"}, {"load_best_model_at_end": True, "trial_accuracy": None, "freeze_student": False}),
         ({"student_head_start": 0.0}, {"freeze_student": False, "trial_accuracy": 0.55}),
-        ({"term": "overlap"}, {"trial_accuracy": None, "load_best_model_at_end": True}),
+        ({"preset": "exchange"}, {"trial_accuracy": None, "balancing_accuracy": None}),
+        ({"term": "overlap"}, {"trial_accuracy": None, "balancing_accuracy": None, "load_best_model_at_end": True}),
         ({"num_train_epochs": 2}, {"student_head_start": 0.5}),
         ({"num_train_epochs": 40}, {"student_head_start": 2.0}),
         ({"num_train_epochs": 2, "preset": "path", "student_head_start": 1.0}, {"student_head_start": 1.0}),

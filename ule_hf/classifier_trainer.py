@@ -167,11 +167,11 @@ class ClassifierTrainer(PublishingTrainer):
             path = Path(checkpoint) / KEPT_TENSORS_FILE
             if not path.is_file():
                 raise UleError(f"{checkpoint} is no checkpoint of this method: {path} is missing")
-            kept = load_file(path, device=str(self.args.device))
+            kept = load_file(path)
             if missing := sorted(set(self.kept_tensors) - set(kept)):
                 raise UleError(f"{path} holds no {', '.join(missing)}; it was written by another version of ule_hf")
             for name in self.kept_tensors:
-                setattr(self, name, kept[name])
+                setattr(self, name, kept[name].to(getattr(self, name).device))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """With persistent workers the Trainer would read the first data it evaluated, whatever it is given."""

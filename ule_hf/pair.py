@@ -25,10 +25,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import ModelOutput
 
 from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
+from ule_hf.balancing import balancing_weights, count_answers
 from ule_hf.errors import UleError
 from ule_hf.exchange import control_cells, decisive_cells, exchange
 from ule_hf.second_order import fast_double_backward
-from ule_hf.unlearning import Control, apply_control, overlap, unlearning_term
+from ule_hf.unlearning import apply_control, overlap, unlearning_term
 from ule_hf.variant import Variant
 
 
@@ -85,7 +86,7 @@ class StudentTeacher(nn.Module):
         train_teacher: bool = True,
         train_student: bool = True,
         unlearning_fraction: float = 1.0,
-        error_weighting: float = 0.0,
+        answers_so_far: Tensor | None = None,
         ask_student: bool = False,
         partners: Tensor | None = None,
         points: Tensor | None = None,
@@ -102,7 +103,8 @@ class StudentTeacher(nn.Module):
                 because a head start may be too short for its statistics.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
-            error_weighting: exponent of :func:`error_weights`, for the teacher's loss; 0 weighs all images alike.
+            answers_so_far: ``[K, 2]``, the student's right and wrong answers before this batch; the teacher's loss is
+                then weighted by :func:`ule_hf.balancing.balancing_weights`.
             ask_student: with term ``exchange``, also what the student makes of the exchanged images.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
@@ -122,8 +124,9 @@ class StudentTeacher(nn.Module):
         images = pixel_values.detach().requires_grad_() if at_images else pixel_values
         with self._twice_differentiable() if at_images else nullcontext():
             teacher_logits = _logits(self.teacher, images)
-        if self.training and error_weighting > 0:
-            weights = error_weights(student.logits, labels, error_weighting, self.variant.control)
+        if self.training and answers_so_far is not None:
+            counts = answers_so_far + count_answers(student.logits, labels)
+            weights = balancing_weights(student.logits, labels, counts, self.variant.control)
             teacher_loss = (weights * F.cross_entropy(teacher_logits, labels, reduction="none")).mean()
         else:
             teacher_loss = F.cross_entropy(teacher_logits, labels)
@@ -344,25 +347,6 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
     """
     log_prob = -F.cross_entropy(logits, labels, reduction="none")
     return (-torch.expm1(q * log_prob) / q).mean()
-
-
-def error_weights(logits: Tensor, labels: Tensor, exponent: float, control: Control = "none") -> Tensor:
-    """(1 − p_y)^exponent of the student's p_y, divided by the mean over the batch: ``[B]``.
-
-    What the student gets wrong contradicts its shortcut. Upweighting a biased model's errors is the idea of JTT (Liu et
-    al. 2021) and LfF (Nam et al. 2020), not of ULE. Controls: "constant" weighs all alike, "shuffled" gives each sample
-    the next one's weight.
-
-    >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 0.0]])
-    >>> error_weights(logits, torch.tensor([0, 1, 0]), exponent=2.0).round(decimals=3)
-    tensor([1.5000, 1.5000, 0.0000])
-    """
-    if control == "constant":
-        return torch.ones(len(labels), device=labels.device)
-    error = -torch.expm1(-F.cross_entropy(logits.detach().float(), labels, reduction="none"))
-    weights = error.clamp_min(1e-6) ** exponent  # a student that is right everywhere weighs all alike
-    weights = weights / weights.mean()
-    return weights.roll(-1) if control == "shuffled" else weights
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
+from ule_hf.balancing import count_answers
 from ule_hf.classifier_trainer import ClassifierTrainer, decayed_apart
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
@@ -82,8 +83,14 @@ class ULETrainer(ClassifierTrainer):
         # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
         # student took for it, of how many; it is asked for at every step, so it does not lie on a GPU
         self._of_trial = torch.zeros(3)
+        #: Epoch from which the student's errors are balanced with the rest.
+        self.balancing_begins = torch.tensor(torch.inf, dtype=torch.float64)
+        self._answers_so_far = torch.zeros(self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
-            self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial")
+            self.kept_tensors = (
+                *("head_start_ends", "_of_last_batches", "_of_trial"),
+                *("balancing_begins", "_answers_so_far"),
+            )
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -113,16 +120,13 @@ class ULETrainer(ClassifierTrainer):
             labels,
             unlearning_weight=self.current_unlearning_weight(),
             train_teacher=self._teacher_has_joined(),
-            train_student=not (self.args.freeze_student and self._teacher_has_joined()),
+            train_student=not (self.args.freeze_student and self._teacher_has_joined()) or self._student_trains_on(),
             unlearning_fraction=self.args.unlearning_fraction,
-            error_weighting=self.current_error_weighting(),
+            answers_so_far=self._answers_so_far if self.is_balancing() else None,
             ask_student=self._is_on_trial(),
             generator=self._path_generator(),
         )
-        if not self._teacher_has_joined():
-            self._watch_the_head_start(output.student_logits, labels)
-        elif self._is_on_trial():
-            self._watch_the_trial(output, len(labels))
+        self._watch(output, labels)
         loss = self.require_finite(output.loss, partial(_losses, output))
         if loss is output.loss:
             self._record(output, labels)
@@ -151,28 +155,44 @@ class ULETrainer(ClassifierTrainer):
     def _teacher_has_joined(self) -> bool:
         return (self.state.epoch or 0.0) >= self.head_start_ends.item()
 
-    def _watch_the_head_start(self, logits: Tensor, labels: Tensor) -> None:
-        """Ends the head start once the student knows something: what it learns first is the shortcut, and what it
-        learns later may be the task. The same on every process."""
-        if self.args.head_start_accuracy is None:
-            return
-        of_batch = torch.zeros_like(self._of_last_batches[0])
-        of_batch[0].index_add_(0, labels, (logits.argmax(dim=1) == labels).float())
-        of_batch[1].index_add_(0, labels, torch.ones_like(labels, dtype=torch.float))
-        of_batch = self.accelerator.reduce(of_batch, reduction="sum")
+    def _watch(self, output: StudentTeacherOutput, labels: Tensor) -> None:
+        """What decides how training goes on, counted over all processes: the same on each."""
+        now = torch.tensor(self.state.epoch or 0.0, dtype=torch.float64) + 1e-6  # from the next optimiser step on
+        if not self._teacher_has_joined():
+            # what a student learns first is the shortcut, and what it learns later may be the task
+            if self._has_learned(self.args.head_start_accuracy, output.student_logits, labels):
+                self.head_start_ends = now
+        elif self._is_on_trial():
+            self._watch_the_trial(output, len(labels))
+        elif self._student_trains_on():
+            if self._has_learned(self.args.balancing_accuracy, output.student_logits, labels):
+                self.balancing_begins = now
+        elif self.is_balancing():
+            self._answers_so_far += self.accelerator.reduce(count_answers(output.student_logits, labels), "sum")
+
+    def _has_learned(self, share: float | None, logits: Tensor, labels: Tensor) -> bool:
+        """Whether the student is right on ``share`` of its last four batches, mean over the classes."""
+        if share is None:
+            return False
+        of_batch = count_answers(logits, labels)
+        of_batch = self.accelerator.reduce(torch.stack([of_batch[:, 1], of_batch.sum(dim=1)]), reduction="sum")
         self._of_last_batches = torch.cat([self._of_last_batches[1:], of_batch[None]])
         right, seen = self._of_last_batches.sum(dim=0)
         four = bool((self._of_last_batches[:, 1].sum(dim=1) > 0).all())
-        if four and (right[seen > 0] / seen[seen > 0]).mean() >= self.args.head_start_accuracy:
-            # from the next optimiser step on, whatever micro-batches this one still has
-            self.head_start_ends.fill_((self.state.epoch or 0.0) + 1e-6)
+        if not (four and (right[seen > 0] / seen[seen > 0]).mean() >= share):
+            return False
+        self._of_last_batches = torch.zeros_like(self._of_last_batches)
+        return True
+
+    def _epochs_of_teacher(self) -> float:
+        """How many the teacher trains, once it has joined."""
+        return self.state.epoch * self.state.max_steps / self.state.global_step - self.head_start_ends.item()
 
     def _progress(self) -> float:
         """How much of the teacher's training is over, from 0 to 1."""
         if not self._teacher_has_joined() or not self.state.epoch:
             return 0.0
-        epochs = self.state.epoch * self.state.max_steps / self.state.global_step
-        return (self.state.epoch - self.head_start_ends.item()) / (epochs - self.head_start_ends.item())
+        return (self.state.epoch - self.head_start_ends.item()) / self._epochs_of_teacher()
 
     def _is_on_trial(self) -> bool:
         """Late in the trial: at first the teacher knows the shortcut only, and fails in any case."""
@@ -198,10 +218,17 @@ class ULETrainer(ClassifierTrainer):
         found = self.trial().values() if self._progress() >= TRIAL[1] else ()
         return any(share < self.args.trial_accuracy for share in found)
 
-    def current_error_weighting(self) -> float:
-        """The exponent at this step: with a trial, 0 until the exchange has failed it."""
-        on_trial = self.args.trial_accuracy is not None and not self.exchange_has_failed()
-        return 0.0 if on_trial else self.args.error_weighting
+    def is_balancing(self) -> bool:
+        """Whether the student's errors weigh as much as what it gets right: after a failed trial, once it has learned
+        enough."""
+        return (self.state.epoch or 0.0) >= self.balancing_begins.item()
+
+    def _student_trains_on(self) -> bool:
+        """After a failed trial, for another head start at most: a shortcut is learned soon or is none."""
+        if self.args.balancing_accuracy is None or self.is_balancing() or not self.exchange_has_failed():
+            return False
+        since_trial = (self._progress() - TRIAL[1]) * self._epochs_of_teacher()
+        return since_trial < self.args.student_head_start
 
     def current_unlearning_weight(self) -> float:
         """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs; falling linearly to 0

@@ -73,7 +73,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_loss": "cross_entropy",
         "unlearning_weight": 1.0,
         "unlearning_decay": False,
-        "error_weighting": 0.0,
         "student_head_start": 0.0,
         "freeze_student": False,
     },
@@ -87,7 +86,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_loss": "generalised_cross_entropy",
         "unlearning_weight": 1.0,
         "unlearning_decay": False,
-        "error_weighting": 0.0,
         "student_head_start": 2.0,
         "freeze_student": False,
     },
@@ -101,13 +99,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_loss": "cross_entropy",
         "unlearning_weight": 0.3,
         "unlearning_decay": True,
-        "error_weighting": 0.0,
         "student_head_start": 2.0,
         "head_start_accuracy": 0.9,
         "freeze_student": True,
     },
 }
-PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.55}
+PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.55, "balancing_accuracy": 0.95}
 
 
 def parse_grid(text: str) -> Grid | None:

@@ -109,8 +109,11 @@ def _searched(search: Search, cells: list[Cell], journal: Path, processes: int, 
 def _outcome(line: Line) -> str:
     if line["status"] != "finished":
         return f"{line['status']}: {line['error']}"
-    worst = line["selections"]["worst_class"]["test"]["worst_group_accuracy"]
-    return f"worst group {100 * worst:.1f}, {line['run']['wall_seconds']:.0f} s"
+    worst = {rule: 100 * chosen["test"]["worst_group_accuracy"] for rule, chosen in line["selections"].items()}
+    return (
+        f"worst group {worst['last']:.1f} at the last epoch, {worst['worst_class']:.1f} at that of the best worst class, "
+        f"{line['run']['wall_seconds']:.0f} s"
+    )
 
 
 def _say(text: str) -> None:
