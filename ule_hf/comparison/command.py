@@ -111,7 +111,7 @@ def _outcome(line: Line) -> str:
         return f"{line['status']}: {line['error']}"
     worst = {rule: 100 * chosen["test"]["worst_group_accuracy"] for rule, chosen in line["selections"].items()}
     return (
-        f"worst group {worst['last']:.1f} at the last epoch, {worst['worst_class']:.1f} at that of the best worst class, "
+        f"worst group {worst['last']:.1f} at the last epoch, {worst['worst_class']:.1f} at the one by worst class, "
         f"{line['run']['wall_seconds']:.0f} s"
     )
 
