@@ -403,6 +403,8 @@ def test_a_weights_file_fills_everything_but_a_head_of_another_size(prefix, tmp_
     save_file({prefix + key: value for key, value in reference.state_dict().items()}, path)
     classifier, _ = load_backbone("test_efficientnet", label_names=NAMES, checkpoint_path=path)
     assert changed(classifier.timm_model, reference) == {"classifier.weight", "classifier.bias"}
+    head = classifier.timm_model.classifier  # drawn as torch draws it: timm's would be 25 times as wide
+    assert head.weight.detach().abs().max() <= head.in_features**-0.5
     classifier, _ = load_backbone("test_efficientnet", label_names=list("abcdefg"), checkpoint_path=path)
     assert changed(classifier.timm_model, reference) == set()
 

@@ -229,6 +229,14 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     trainer.train()  # a killed run holds nothing
 
 
+def test_a_folder_that_was_removed_is_written_again_while_the_first_trainer_lives(tmp_path):
+    first, again = (make_trainer(tmp_path / "out", num_train_epochs=1) for _ in range(2))
+    first.train()
+    shutil.rmtree(tmp_path / "out")  # as in a notebook, before its cell is run once more
+    again.train()
+    assert (tmp_path / "out" / LOCK_FILE).is_file() and last_checkpoint(tmp_path / "out")
+
+
 def test_processes_that_do_not_know_of_one_another_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(UleError, match="2 were started and none knows of the others"):

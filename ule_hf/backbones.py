@@ -321,6 +321,11 @@ def _load_checkpoint(classifier: TimmWrapperForImageClassification, path: Path) 
             f"unknown or of another shape, first {body[:3]}"
         )
     classifier.load_state_dict({k: v for k, v in weights.items() if k not in wrong}, strict=False)
+    if wrong:
+        # timm draws the heads of EfficientNet and MobileNet with a deviation of 0.4 for two classes, 25 times that of a
+        # linear layer, and a short training does not get over it
+        for part in head:
+            classifier.get_submodule(part).reset_parameters()
 
 
 def _timm_processor(

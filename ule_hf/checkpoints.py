@@ -134,6 +134,8 @@ class WholeCheckpoints(Trainer):
         if self.args.should_save:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                if lock.is_locked and not (folder / LOCK_FILE).exists():  # its folder was removed since
+                    lock.release(force=True)
                 lock.acquire(timeout=0)
                 for partial in folder.glob(f"{PARTIAL}*"):  # of a run that was killed
                     shutil.rmtree(partial, ignore_errors=True)
