@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.test_exchange import EXCHANGE, LABELS, LooksAt, Remembers, pictures
 from tests.test_head_start import train
 from tests.test_trainer import make_trainer
-from ule_hf.balancing import balancing_weights, count_answers
+from ule_hf.balancing import balancing_weights, relative_difficulty, tally
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher
@@ -109,34 +109,49 @@ def test_right_and_wrong_images_of_each_class_weigh_alike(samples, classes, seed
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(samples, classes, generator=generator)
     labels = torch.randint(classes, (samples,), generator=generator)
-    counts = count_answers(logits, labels)
-    assert counts.sum() == samples
-    weights = balancing_weights(logits, labels, counts)
+    values = torch.rand(samples, generator=generator) + 0.1
+    sums = tally(logits, labels, values)
+    assert sums[0].sum() == samples and sums[1].sum() == pytest.approx(values.sum().item(), rel=1e-5)
+    weights = balancing_weights(logits, labels, values, sums)
     right = logits.argmax(dim=1) == labels
-    totals = [weights[(labels == k) & (right == r)].sum() for k in range(classes) for r in (False, True)]
-    present = torch.stack([total for total in totals if total > 0])
-    torch.testing.assert_close(present, torch.full_like(present, samples / len(present)))
-    assert torch.equal(balancing_weights(logits, labels, counts, "constant"), torch.ones(samples))
-    assert torch.equal(balancing_weights(logits, labels, counts, "shuffled"), weights.roll(-1))
+    sets = [(labels == k) & (right == r) for k in range(classes) for r in (False, True)]
+    sets = [one for one in sets if one.any()]
+    for one in sets:
+        assert weights[one].sum() == pytest.approx(samples / len(sets), rel=1e-4)
+        torch.testing.assert_close(weights[one] / weights[one].sum(), values[one] / values[one].sum())
+    assert torch.equal(balancing_weights(logits, labels, values, sums, "constant"), torch.ones(samples))
+    assert torch.equal(balancing_weights(logits, labels, values, sums, "shuffled"), weights.roll(-1))
 
 
 def test_what_came_before_counts_in_the_weights():
-    logits, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-    before = torch.tensor([[0.0, 7.0], [0.0, 0.0]])
-    weights = balancing_weights(logits, labels, before + count_answers(logits, labels))
+    logits, labels, ones = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), torch.ones(2)
+    before = torch.tensor([[0.0, 7.0], [0.0, 0.0]]).expand(2, 2, 2)
+    weights = balancing_weights(logits, labels, ones, before + tally(logits, labels))
     assert weights.tolist() == pytest.approx([9 / 16, 9 / 2])  # eight right, one wrong
+
+
+@given(st.floats(-60, 60), st.floats(-60, 60))
+def test_the_relative_difficulty_is_large_where_the_student_alone_is_misled(of_student, of_teacher):
+    student, teacher = (torch.tensor([[logit, 0.0]]) for logit in (of_student, of_teacher))
+    difficulty = relative_difficulty(student, teacher, torch.tensor([0])).item()
+    assert 0 <= difficulty <= 1
+    assert (difficulty > 0.5) == (F.softplus(torch.tensor(-of_student)) > F.softplus(torch.tensor(-of_teacher)) + 1e-7)
 
 
 def test_the_teachers_loss_is_balanced_in_training_alone():
     pair = StudentTeacher(LooksAt(0, 1), Remembers(), EXCHANGE)
-    images, labels, so_far = pictures(), LABELS.roll(1), torch.tensor([[1.0, 9.0], [2.0, 8.0]])
-    for module in (pair.train(), pair.eval()):  # the student is wrong about some
-        output = module(images, labels, train_student=False, answers_so_far=so_far)
-        losses = F.cross_entropy(pair.teacher.linear(images.flatten(1)), labels, reduction="none")
-        logits = pair.student(images)
-        weights = balancing_weights(logits, labels, so_far + count_answers(logits, labels))
-        weights = weights if module.training else torch.ones(len(labels))
-        torch.testing.assert_close(output.teacher_loss, (weights * losses).mean())
+    images, labels = pictures(), LABELS.roll(1)  # the student is wrong about some
+    before = torch.tensor([[[1.0, 9.0], [2.0, 8.0]], [[0.7, 4.0], [1.2, 3.0]]])
+    for module in (pair.train(), pair.eval()):
+        output = module(images, labels, train_student=False, balance=before)
+        of_student, of_teacher = pair.student(images), pair.teacher.linear(images.flatten(1))
+        losses = F.cross_entropy(of_teacher, labels, reduction="none")
+        if module.training:
+            difficulty = relative_difficulty(of_student, of_teacher, labels)
+            of_batch = tally(of_student, labels, difficulty)
+            losses = losses * balancing_weights(of_student, labels, difficulty, before + of_batch)
+            assert torch.equal(output.tally, of_batch)
+        torch.testing.assert_close(output.teacher_loss, losses.mean())
 
 
 @pytest.mark.parametrize(

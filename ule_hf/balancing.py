@@ -2,49 +2,77 @@
 
 A background cannot be exchanged by a few cells, but a student that decides by it is wrong about the images that
 contradict it. Learning from a biased model's errors is the idea of JTT (Liu et al. 2021) and LfF (Nam et al. 2020), and
-no part of ULE; that the classes' right and wrong images weigh alike, as groups do in group-balanced training, is
-ours. Torch only.
+no part of ULE; :func:`relative_difficulty` is LfF's. That the right and the wrong images of each class weigh alike, as
+groups do in group-balanced training, is ours. Torch only.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ule_hf.unlearning import Control
 
 
-def count_answers(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each class, how many images the student gets wrong and how many right: ``[B, K]``, ``[B]`` → ``[K, 2]``.
+def relative_difficulty(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """L_s / (L_s + L_t) of the two cross-entropies, ``[B]`` in [0, 1], without gradient (Nam et al. 2020, eq. 4):
+    near 1 where the student is misled and the teacher is not, near 0 where it is the other way round.
 
-    >>> count_answers(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1]))
-    tensor([[0., 1.],
-            [1., 1.]])
+    >>> logits, labels = torch.tensor([[0.0, 9.0], [1.0, 1.0]]), torch.tensor([0, 0])
+    >>> relative_difficulty(logits, logits.flip(1), labels)
+    tensor([1.0000, 0.5000])
     """
-    counts = torch.zeros(logits.shape[1], 2, device=logits.device)
-    right = (logits.argmax(dim=1) == labels).long()
-    return counts.index_put_((labels, right), torch.ones_like(labels, dtype=counts.dtype), accumulate=True)
+    of_student, of_teacher = (
+        F.cross_entropy(logits.detach().float(), labels, reduction="none") + 1e-6  # a half where both are sure
+        for logits in (student_logits, teacher_logits)
+    )
+    return of_student / (of_student + of_teacher)
 
 
-def balancing_weights(logits: Tensor, labels: Tensor, counts: Tensor, control: Control = "none") -> Tensor:
-    """One weight for each image, so that the images of each class that the student gets wrong, and those that it gets
-    right, have the same total over the data; their mean over the data is 1.
+def tally(logits: Tensor, labels: Tensor, values: Tensor | None = None) -> Tensor:
+    """Of each class, the images that the student gets wrong and right: ``[2, K, 2]``, their number and the sum of
+    ``values``, by default ones.
 
     Args:
         logits: the student's, ``[B, K]``.
-        labels: ``[B]``.
-        counts: ``[K, 2]`` of :func:`count_answers`, these images among them.
+        labels, values: ``[B]``.
+
+    >>> tally(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1]))[0]
+    tensor([[0., 1.],
+            [1., 1.]])
+    """
+    ones = torch.ones(len(labels), device=labels.device)
+    right = (logits.argmax(dim=1) == labels).long()
+    sums = torch.zeros(2, logits.shape[1], 2, device=labels.device)
+    for sum_, added in zip(sums, (ones, ones if values is None else values), strict=True):
+        sum_.index_put_((labels, right), added, accumulate=True)
+    return sums
+
+
+def balancing_weights(
+    logits: Tensor, labels: Tensor, values: Tensor, so_far: Tensor, control: Control = "none"
+) -> Tensor:
+    """One weight for each image: in proportion to ``values`` among the images of its class that the student gets right,
+    or wrong, as it does this one; over the data all these sets have the same total, and the mean is 1.
+
+    Args:
+        logits: the student's, ``[B, K]``.
+        labels, values: ``[B]``.
+        so_far: ``[2, K, 2]`` of :func:`tally`, these images among them.
         control: "constant" weighs all alike, "shuffled" gives each image the next one's weight.
 
     Returns:
         ``[B]``.
 
     >>> logits, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1, 1])
-    >>> balancing_weights(logits, labels, count_answers(logits, labels))
-    tensor([0.6667, 0.6667, 1.3333, 1.3333])
+    >>> values = torch.tensor([0.1, 0.3, 0.9, 0.2])
+    >>> balancing_weights(logits, labels, values, tally(logits, labels, values))
+    tensor([0.3333, 1.0000, 1.3333, 1.3333])
     """
     if control == "constant":
         return torch.ones(len(labels), device=labels.device)
     right = (logits.argmax(dim=1) == labels).long()
-    weights = counts.sum() / ((counts > 0).sum() * counts[labels, right])
+    images, sums = so_far
+    weights = values * images.sum() / ((images > 0).sum() * sums[labels, right])
     return weights.roll(-1) if control == "shuffled" else weights

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import ModelOutput
 
 from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
-from ule_hf.balancing import balancing_weights, count_answers
+from ule_hf.balancing import balancing_weights, relative_difficulty, tally
 from ule_hf.errors import UleError
 from ule_hf.exchange import control_cells, decisive_cells, exchange
 from ule_hf.second_order import fast_double_backward
@@ -39,8 +39,8 @@ class StudentTeacherOutput(ModelOutput):
 
     ``loss`` is what to call ``backward`` on: student_loss + teacher_loss + unlearning_weight · unlearning_loss.
     ``logits`` (the teacher's, None while it is not trained) and ``student_logits`` are ``[B, K]``; in training the
-    student's are detached. All from ``unlearning_loss`` on are scalars, and None where the step has no such term: no
-    weight, evaluation, or a path and one class only.
+    student's are detached. All from ``unlearning_loss`` to ``student_turned`` are scalars, and None where the step has no
+    such term: no weight, evaluation, or a path and one class only. ``tally`` is the batch's, where errors are balanced.
     """
 
     loss: Tensor | None = None
@@ -54,6 +54,7 @@ class StudentTeacherOutput(ModelOutput):
     exchanged_share: Tensor | None = None
     exchanged_accuracy: Tensor | None = None
     student_turned: Tensor | None = None
+    tally: Tensor | None = None
 
 
 class StudentTeacher(nn.Module):
@@ -86,7 +87,7 @@ class StudentTeacher(nn.Module):
         train_teacher: bool = True,
         train_student: bool = True,
         unlearning_fraction: float = 1.0,
-        answers_so_far: Tensor | None = None,
+        balance: Tensor | None = None,
         ask_student: bool = False,
         partners: Tensor | None = None,
         points: Tensor | None = None,
@@ -103,8 +104,8 @@ class StudentTeacher(nn.Module):
                 because a head start may be too short for its statistics.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
-            answers_so_far: ``[K, 2]``, the student's right and wrong answers before this batch; the teacher's loss is
-                then weighted by :func:`ule_hf.balancing.balancing_weights`.
+            balance: ``[2, K, 2]``, the :func:`ule_hf.balancing.tally` of relative difficulties before this batch; the
+                teacher's loss is then weighted by :func:`ule_hf.balancing.balancing_weights`.
             ask_student: with term ``exchange``, also what the student makes of the exchanged images.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
@@ -124,9 +125,11 @@ class StudentTeacher(nn.Module):
         images = pixel_values.detach().requires_grad_() if at_images else pixel_values
         with self._twice_differentiable() if at_images else nullcontext():
             teacher_logits = _logits(self.teacher, images)
-        if self.training and answers_so_far is not None:
-            counts = answers_so_far + count_answers(student.logits, labels)
-            weights = balancing_weights(student.logits, labels, counts, self.variant.control)
+        of_batch = None
+        if self.training and balance is not None:
+            difficulty = relative_difficulty(student.logits, teacher_logits, labels)
+            of_batch = tally(student.logits, labels, difficulty)
+            weights = balancing_weights(student.logits, labels, difficulty, balance + of_batch, self.variant.control)
             teacher_loss = (weights * F.cross_entropy(teacher_logits, labels, reduction="none")).mean()
         else:
             teacher_loss = F.cross_entropy(teacher_logits, labels)
@@ -156,6 +159,7 @@ class StudentTeacher(nn.Module):
             student_logits=student.logits,
             student_loss=student_loss,
             teacher_loss=teacher_loss,
+            tally=of_batch,
             **of_term,
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
-from ule_hf.balancing import count_answers
+from ule_hf.balancing import tally
 from ule_hf.classifier_trainer import ClassifierTrainer, decayed_apart
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
@@ -85,11 +85,11 @@ class ULETrainer(ClassifierTrainer):
         self._of_trial = torch.zeros(3)
         #: Epoch from which the student's errors are balanced with the rest.
         self.balancing_begins = torch.tensor(torch.inf, dtype=torch.float64)
-        self._answers_so_far = torch.zeros(self.num_classes, 2, device=self.args.device)
+        self._balance = torch.zeros(2, self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
             self.kept_tensors = (
                 *("head_start_ends", "_of_last_batches", "_of_trial"),
-                *("balancing_begins", "_answers_so_far"),
+                *("balancing_begins", "_balance"),
             )
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
@@ -122,7 +122,7 @@ class ULETrainer(ClassifierTrainer):
             train_teacher=self._teacher_has_joined(),
             train_student=not (self.args.freeze_student and self._teacher_has_joined()) or self._student_trains_on(),
             unlearning_fraction=self.args.unlearning_fraction,
-            answers_so_far=self._answers_so_far if self.is_balancing() else None,
+            balance=self._balance if self.is_balancing() else None,
             ask_student=self._is_on_trial(),
             generator=self._path_generator(),
         )
@@ -167,14 +167,14 @@ class ULETrainer(ClassifierTrainer):
         elif self._student_trains_on():
             if self._has_learned(self.args.balancing_accuracy, output.student_logits, labels):
                 self.balancing_begins = now
-        elif self.is_balancing():
-            self._answers_so_far += self.accelerator.reduce(count_answers(output.student_logits, labels), "sum")
+        elif output.tally is not None:
+            self._balance += self.accelerator.reduce(output.tally, reduction="sum")
 
     def _has_learned(self, share: float | None, logits: Tensor, labels: Tensor) -> bool:
         """Whether the student is right on ``share`` of its last four batches, mean over the classes."""
         if share is None:
             return False
-        of_batch = count_answers(logits, labels)
+        of_batch = tally(logits, labels)[0]
         of_batch = self.accelerator.reduce(torch.stack([of_batch[:, 1], of_batch.sum(dim=1)]), reduction="sum")
         self._of_last_batches = torch.cat([self._of_last_batches[1:], of_batch[None]])
         right, seen = self._of_last_batches.sum(dim=0)
