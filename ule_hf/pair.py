@@ -39,8 +39,8 @@ class StudentTeacherOutput(ModelOutput):
 
     ``loss`` is what to call ``backward`` on: student_loss + teacher_loss + unlearning_weight · unlearning_loss.
     ``logits`` (the teacher's, None while it is not trained) and ``student_logits`` are ``[B, K]``; in training the
-    student's are detached. All from ``unlearning_loss`` to ``student_turned`` are scalars, and None where the step has no
-    such term: no weight, evaluation, or a path and one class only. ``tally`` is the batch's, where errors are balanced.
+    student's are detached. All from ``unlearning_loss`` on are scalars, and None where the step has no such term: no
+    weight, evaluation, or a path and one class only; but for ``tally``, the batch's where errors are balanced.
     """
 
     loss: Tensor | None = None
