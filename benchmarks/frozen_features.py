@@ -3,8 +3,9 @@
     python -m benchmarks.frozen_features --data_dir FOLDER  # waterbirds50/, urbancars_like/, weights/; prints the table
 
 As preset `auto` after a failed trial: the student is frozen at 90 %, the teacher trained plainly through the first
-third, the student goes on to 95 %, and the weights begin; a student that does not get there is not listened to. Without
-a shortcut means: trained on 70 % of validation and test, which are balanced, and tested on the rest.
+third, the student goes on to 95 %, and the weights begin; a student that does not get there is not listened to. The
+balance of classes alone stands beside, because every other balance is one of classes too. Without a shortcut means:
+trained on 70 % of validation and test, which are balanced, and tested on the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ule_hf.data.transforms import EvalTransform
 from ule_hf.metrics import accuracy_by_group
 
 BEDS = {"waterbirds50": ("waterbirds", 160), "urbancars_like": ("urbancars", 144)}
-FORMS = ("plain training", "balance", "relative difficulty", "balance of relative difficulty")
+FORMS = ("plain training", "balance of classes", "balance", "relative difficulty", "balance of relative difficulty")
 SEEDS, EPOCHS, BATCH, LEARNING_RATE = range(6), 8, 32, 1e-3
 FIRST, SECOND, HEAD_START = 0.9, 0.95, 2  # accuracies at which the student is frozen, and epochs at most
 
@@ -101,7 +102,9 @@ def train(train_on: Features, form: str, seed: int) -> tuple[nn.Linear, bool]:
             continue
         of_teacher = teacher(batch.x)
         weights = torch.ones(len(index))
-        if began is not None and form != FORMS[0]:
+        if form == "balance of classes":  # from the start, without the student
+            weights = len(train_on.labels) / (2 * torch.bincount(train_on.labels)[batch.labels])
+        elif began is not None and form != "plain training":
             difficulty = relative_difficulty(logits, of_teacher, batch.labels)
             values = torch.ones(len(index)) if form == "balance" else difficulty
             sums += tally(logits, batch.labels, values)
