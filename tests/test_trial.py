@@ -18,7 +18,7 @@ from tests.test_trainer import make_trainer
 from ule_hf.balancing import balancing_weights, relative_difficulty, tally
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
-from ule_hf.pair import StudentTeacher
+from ule_hf.pair import StudentTeacher, StudentTeacherOutput
 
 LOG_ALL = ["--logging_strategy", "steps", "--logging_steps", "1", "--head_start_accuracy", "0.3"]
 FAILS = ["--trial_accuracy", "1.0", "--balancing_accuracy", "0.4"]
@@ -65,6 +65,15 @@ def test_either_question_may_end_it(tmp_path):
         assert trainer.exchange_has_failed() == failed
         found = {"student_turned": pytest.approx(turned), "exchanged_accuracy": pytest.approx(told)}
         assert trainer.trial() == found
+
+
+def test_a_step_that_is_not_finite_leaves_the_balance_as_it_was(tmp_path):
+    trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
+    trainer.train()
+    trainer.balancing_begins = torch.tensor(1.0)
+    for value, sums in ((2.0, 2.0), (torch.nan, 2.0), (3.0, 5.0)):
+        trainer._watch(StudentTeacherOutput(tally=torch.full_like(trainer._balance, value)), None)
+        assert torch.equal(trainer._balance, torch.full_like(trainer._balance, sums))
 
 
 def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path):

@@ -16,8 +16,10 @@ from ule_hf.unlearning import Control
 
 
 def relative_difficulty(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """L_s / (L_s + L_t) of the two cross-entropies, ``[B]`` in [0, 1], without gradient (Nam et al. 2020, eq. 4):
-    near 1 where the student is misled and the teacher is not, near 0 where it is the other way round.
+    """L_s / (L_s + L_t) of the two cross-entropies, ``[B]`` in [0, 1], without gradient (Nam et al. 2020): near 1 where
+    the student is misled and the teacher is not, near 0 where it is the other way round.
+
+    Of this batch alone; LfF itself (:mod:`ule_hf.baselines.lff`) takes averages over the epochs, scaled by class.
 
     >>> logits, labels = torch.tensor([[0.0, 9.0], [1.0, 1.0]]), torch.tensor([0, 0])
     >>> relative_difficulty(logits, logits.flip(1), labels)

@@ -168,7 +168,9 @@ class ULETrainer(ClassifierTrainer):
             if self._has_learned(self.args.balancing_accuracy, output.student_logits, labels):
                 self.balancing_begins = now
         elif output.tally is not None:
-            self._balance += self.accelerator.reduce(output.tally, reduction="sum")
+            # a step that is skipped, because it is not finite, must not stay in the sums
+            of_batch = torch.where(output.tally.isfinite().all(), output.tally, 0.0)
+            self._balance += self.accelerator.reduce(of_batch, reduction="sum")
 
     def _has_learned(self, share: float | None, logits: Tensor, labels: Tensor) -> bool:
         """Whether the student is right on ``share`` of its last four batches, mean over the classes."""
