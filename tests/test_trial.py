@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from tests.test_exchange import EXCHANGE, LABELS, LooksAt, Remembers, pictures
 from tests.test_head_start import train
 from tests.test_trainer import make_trainer
-from ule_hf.balancing import balancing_weights, relative_difficulty, tally
+from ule_hf.balancing import SURE, balancing_weights, difficulty_for_the_student, tally
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
-from ule_hf.pair import StudentTeacher, StudentTeacherOutput
+from ule_hf.pair import StudentTeacher, StudentTeacherOutput, generalised_cross_entropy
 
 LOG_ALL = ["--logging_strategy", "steps", "--logging_steps", "1", "--head_start_accuracy", "0.3"]
-FAILS = ["--trial_accuracy", "1.0", "--balancing_accuracy", "0.4"]
+FAILS = ["--trial_accuracy", "1.0", "--balance_errors", "true"]
 
 
 def log_of(folder) -> list[dict]:
@@ -70,7 +70,7 @@ def test_either_question_may_end_it(tmp_path):
 def test_a_step_that_is_not_finite_leaves_the_balance_as_it_was(tmp_path):
     trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
     trainer.train()
-    trainer.balancing_begins = torch.tensor(1.0)
+    trainer._balance.zero_()
     for value, sums in ((2.0, 2.0), (torch.nan, 2.0), (3.0, 5.0)):
         trainer._watch(StudentTeacherOutput(tally=torch.full_like(trainer._balance, value)), None)
         assert torch.equal(trainer._balance, torch.full_like(trainer._balance, sums))
@@ -80,37 +80,35 @@ def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path)
     options = [*LOG_ALL, *FAILS, "--save_strategy", "steps"]
     options += ["--save_steps", "1", "--eval_strategy", "no", "--save_total_limit", "100"]
     whole = train(tmp_path / "whole", *options)["run"]
-    assert whole["exchange_has_failed"] and whole["balancing_began"]
-    began = round(whole["balancing_began"] * 9)  # the head start ends with step 4 of 27, the trial with step 11
-    assert 11 < began < 20
-    for step in (10, began - 1, 20):
+    assert whole["exchange_has_failed"] and whole["errors_were_balanced"]
+    for step in (10, 12, 20):  # the head start ends with step 4 of 27, the trial with step 11
         resumed = tmp_path / f"from_{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", resumed / f"checkpoint-{step}")
         train(resumed, *options, "--resume_from_checkpoint", "latest")
         assert same_teacher(tmp_path / "whole", resumed)
 
 
-def test_after_a_failed_trial_the_student_trains_on_and_then_its_errors_are_balanced(tmp_path):
+def test_after_a_failed_trial_the_student_trains_on_and_its_errors_are_balanced(tmp_path):
     for name, options in {"plain": [], "balanced": FAILS}.items():
         train(tmp_path / name, *LOG_ALL, "--trial_accuracy", "1.0", *options)
     plain, balanced = (log_of(tmp_path / name) for name in ("plain", "balanced"))
-    of_run = json.loads((tmp_path / "balanced" / "results.json").read_text())["run"]
-    trial_ended = max(i for i, line in enumerate(plain) if "unlearning_loss" in line) + 1
-    began = round(of_run["balancing_began"] * 9) + 1  # from the next step on
-    assert trial_ended + 4 <= began < len(plain)  # four batches at least
-    trains = [line["student_grad_norm"] > 0 if "student_grad_norm" in line else False for line in balanced]
-    assert trains[trial_ended:began] == [True] * (began - trial_ended) and not any(trains[began:])
+    ended = max(i for i, line in enumerate(plain) if "unlearning_loss" in line) + 1
+    assert 4 < ended < len(plain)
+    trains = [line.get("student_grad_norm", 0) > 0 for line in balanced]
+    assert trains == [True] * 4 + [False] * (ended - 4) + [True] * (len(plain) - ended)
     same = [one["teacher_loss"] == other["teacher_loss"] for one, other in zip(plain[4:], balanced[4:], strict=True)]
-    assert all(same[: began - 4]) and not any(same[began - 4 :])
+    assert all(same[: ended - 4]) and not any(same[ended - 4 :])
 
 
-def test_a_student_that_learns_nothing_soon_is_not_listened_to(tmp_path):
-    never = train(tmp_path / "never", *LOG_ALL, "--trial_accuracy", "1.0", "--balancing_accuracy", "1.0")["run"]
-    train(tmp_path / "without", *LOG_ALL, "--trial_accuracy", "1.0")
-    assert never["exchange_has_failed"] and never["balancing_began"] is None
-    assert same_teacher(tmp_path / "never", tmp_path / "without")
-    last = log_of(tmp_path / "never")[-1]
-    assert last.get("student_grad_norm", 0) == 0  # it trained on for another head start, 0.75 epochs, and no longer
+@pytest.mark.parametrize(("learned_at", "listens"), [(0.5, True), (1.0, True), (1.2, False), (1.5, False)])
+def test_a_student_that_may_know_its_images_by_heart_is_not_listened_to(tmp_path, learned_at, listens):
+    for limit in (1.5, 1.0):  # reached without having learned, also within the first epoch
+        trainer = make_trainer(tmp_path / str(limit), preset="auto", student_head_start=limit, balance_errors=True)
+        trainer.train()
+        trainer._of_trial = torch.tensor([0.0, 0.0, 200.0])
+        trainer.head_start_ends = torch.tensor(learned_at, dtype=torch.float64)
+        assert trainer.exchange_has_failed()
+        assert trainer.is_balancing() == (listens and learned_at < limit)
 
 
 @given(st.integers(1, 30), st.integers(2, 4), st.integers(0, 2**31))
@@ -140,11 +138,14 @@ def test_what_came_before_counts_in_the_weights():
 
 
 @given(st.floats(-60, 60), st.floats(-60, 60))
-def test_the_relative_difficulty_is_large_where_the_student_alone_is_misled(of_student, of_teacher):
+def test_the_difficulty_is_large_where_the_student_alone_is_misled(of_student, of_teacher):
     student, teacher = (torch.tensor([[logit, 0.0]]) for logit in (of_student, of_teacher))
-    difficulty = relative_difficulty(student, teacher, torch.tensor([0])).item()
+    difficulty = difficulty_for_the_student(student, teacher, torch.tensor([0])).item()
+    losses = [F.softplus(torch.tensor(-logit)).item() for logit in (of_student, of_teacher)]
     assert 0 <= difficulty <= 1
-    assert (difficulty > 0.5) == (F.softplus(torch.tensor(-of_student)) > F.softplus(torch.tensor(-of_teacher)) + 1e-7)
+    assert difficulty == pytest.approx((losses[0] + SURE) / (sum(losses) + 2 * SURE), rel=1e-4)
+    if max(losses) < SURE:  # both are sure
+        assert 1 / 3 < difficulty < 2 / 3
 
 
 def test_the_teachers_loss_is_balanced_in_training_alone():
@@ -156,10 +157,11 @@ def test_the_teachers_loss_is_balanced_in_training_alone():
         of_student, of_teacher = pair.student(images), pair.teacher.linear(images.flatten(1))
         losses = F.cross_entropy(of_teacher, labels, reduction="none")
         if module.training:
-            difficulty = relative_difficulty(of_student, of_teacher, labels)
+            difficulty = difficulty_for_the_student(of_student, of_teacher, labels)
             of_batch = tally(of_student, labels, difficulty)
             losses = losses * balancing_weights(of_student, labels, difficulty, before + of_batch)
             assert torch.equal(output.tally, of_batch)
+            torch.testing.assert_close(output.student_loss, generalised_cross_entropy(of_student, labels, 0.7))
         torch.testing.assert_close(output.teacher_loss, losses.mean())
 
 
@@ -168,8 +170,6 @@ def test_the_teachers_loss_is_balanced_in_training_alone():
     [
         {"preset": "paper", "trial_accuracy": 0.55},
         {"trial_accuracy": 60.0},
-        {"balancing_accuracy": 95.0},
-        {"preset": "exchange", "balancing_accuracy": 0.95},
     ],
 )
 def test_a_trial_of_nothing_is_refused(tmp_path, options):
@@ -177,15 +177,20 @@ def test_a_trial_of_nothing_is_refused(tmp_path, options):
         ULEConfig(str(tmp_path), use_cpu=True, **options)
 
 
+def test_a_balance_that_would_never_begin_is_refused(tmp_path):
+    with pytest.raises(UleError, match="balance_errors needs a trial_accuracy"):
+        ULEConfig(str(tmp_path), use_cpu=True, preset="exchange", balance_errors=True)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"load_best_model_at_end": False, "balancing_accuracy": 0.95, "freeze_student": True}),
+        ({}, {"load_best_model_at_end": False, "balance_errors": True, "freeze_student": True}),
         ({"metric_for_best_model": "worst_group_accuracy"}, {"load_best_model_at_end": True}),
         ({"preset": "paper"}, {"load_best_model_at_end": True, "trial_accuracy": None, "freeze_student": False}),
         ({"student_head_start": 0.0}, {"freeze_student": False, "trial_accuracy": 0.55}),
-        ({"preset": "exchange"}, {"trial_accuracy": None, "balancing_accuracy": None}),
-        ({"term": "overlap"}, {"trial_accuracy": None, "balancing_accuracy": None, "load_best_model_at_end": True}),
+        ({"preset": "exchange"}, {"trial_accuracy": None, "balance_errors": False}),
+        ({"term": "overlap"}, {"trial_accuracy": None, "balance_errors": False, "load_best_model_at_end": True}),
         ({"num_train_epochs": 2}, {"student_head_start": 0.5}),
         ({"num_train_epochs": 40}, {"student_head_start": 2.0}),
         ({"num_train_epochs": 2, "preset": "path", "student_head_start": 1.0}, {"student_head_start": 1.0}),

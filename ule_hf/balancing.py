@@ -8,28 +8,44 @@ groups do in group-balanced training, is ours. Torch only.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ule_hf.unlearning import Control
 
+#: The cross-entropy at 90 % for the label. It is added to both, because the ratio of two small losses is noise: without
+#: it a teacher that has learned its training images is lost (`benchmarks/frozen_features.py`, rates and epochs).
+SURE = -math.log(0.9)
 
-def relative_difficulty(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """L_s / (L_s + L_t) of the two cross-entropies, ``[B]`` in [0, 1], without gradient (Nam et al. 2020): near 1 where
-    the student is misled and the teacher is not, near 0 where it is the other way round.
+
+def relative_difficulty(biased_losses: Tensor, debiased_losses: Tensor) -> Tensor:
+    """W = ℓ_B / (ℓ_B + ℓ_D), in [0, 1] and of the losses' shape; 0 where both are (Nam et al. 2020).
+
+    >>> relative_difficulty(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor([0.7500, 0.0000])
+    """
+    return biased_losses / (biased_losses + debiased_losses + 1e-8)
+
+
+def difficulty_for_the_student(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """The relative difficulty of the images of a batch, ``[B]``, without gradient: near 1 where the student is misled
+    and the teacher is not, near 0 where it is the other way round, a half where both are sure.
 
     Of this batch alone; LfF itself (:mod:`ule_hf.baselines.lff`) takes averages over the epochs, scaled by class.
 
-    >>> logits, labels = torch.tensor([[0.0, 9.0], [1.0, 1.0]]), torch.tensor([0, 0])
-    >>> relative_difficulty(logits, logits.flip(1), labels)
-    tensor([1.0000, 0.5000])
+    >>> logits, labels = torch.tensor([[0.0, 9.0], [9.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 0, 0])
+    >>> difficulty_for_the_student(logits, torch.tensor([[9.0, 0.0]]).expand(3, 2), labels)
+    tensor([0.9886, 0.5000, 0.8834])
     """
-    of_student, of_teacher = (
-        F.cross_entropy(logits.detach().float(), labels, reduction="none") + 1e-6  # a half where both are sure
-        for logits in (student_logits, teacher_logits)
+    return relative_difficulty(
+        *(
+            F.cross_entropy(logits.detach().float(), labels, reduction="none") + SURE
+            for logits in (student_logits, teacher_logits)
+        )
     )
-    return of_student / (of_student + of_teacher)
 
 
 def tally(logits: Tensor, labels: Tensor, values: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ WITHOUT_GROUPS = "worst_class_accuracy"  # of validation; the rule of selection 
 DECIDES = (
     *(field.name for field in fields(Variant)),
     *("unlearning_weight", "unlearning_warmup", "unlearning_decay", "unlearning_interval", "unlearning_fraction"),
-    *("trial_accuracy", "balancing_accuracy", "student_head_start", "head_start_accuracy", "freeze_student"),
+    *("trial_accuracy", "balance_errors", "student_head_start", "head_start_accuracy", "freeze_student"),
     *("class_balanced_sampling", "student_learning_rate", "student_weight_decay"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("optim", "optim_args", "learning_rate", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2"),
@@ -35,7 +35,7 @@ class ULEConfig(TrainingArguments):
     > The method: a preset fixes these, an option given beside it wins
 
     attribution, score, grid, map_sign, map_norm, term, unlearning_weight, unlearning_decay, trial_accuracy,
-    balancing_accuracy, student_loss, student_head_start, head_start_accuracy, freeze_student
+    balance_errors, student_loss, student_head_start, head_start_accuracy, freeze_student
 
     > Schedule, student, controls
 
@@ -95,12 +95,12 @@ class ULEConfig(TrainingArguments):
             "share of exchanged images for the partner's class, or the teacher more than the rest, the term ends."
         },
     )
-    balancing_accuracy: float | None = field(
+    balance_errors: bool | None = field(
         default=None,
         metadata={
-            "help": "Once the exchange has failed its trial the student trains on, for another student_head_start at "
-            "most, until it is right on this share of its last four batches (mean over the classes). From then on what "
-            "it gets wrong of a class weighs as much in the teacher's loss as what it gets right."
+            "help": "Once the exchange has failed its trial the student trains on, with the generalised cross-entropy, "
+            "and what it gets wrong of a class weighs as much in the teacher's loss as what it gets right; if it came "
+            "to head_start_accuracy in its first epoch, on images it had not seen."
         },
     )
     unlearning_interval: int = field(
@@ -185,7 +185,7 @@ class ULEConfig(TrainingArguments):
         if self.score is None and self.attribution == "gradient":
             self.score = "predicted"  # whichever the preset: its score may need a path
         head_start, freeze = self.student_head_start, self.freeze_student
-        trial, balancing = self.trial_accuracy, self.balancing_accuracy
+        trial, balancing = self.trial_accuracy, self.balance_errors
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -197,8 +197,8 @@ class ULEConfig(TrainingArguments):
             self.freeze_student = False
         if trial is None and self.term != "exchange":
             self.trial_accuracy = None
-        if balancing is None and self.trial_accuracy is None:
-            self.balancing_accuracy = None
+        if balancing is None:
+            self.balance_errors = bool(self.balance_errors) and self.trial_accuracy is not None
         if self.load_best_model_at_end is None:
             # by class, validation that shares the shortcut is at its best where the teacher still uses it
             self.load_best_model_at_end = self.term != "exchange" or self.metric_for_best_model != WITHOUT_GROUPS
@@ -211,9 +211,8 @@ class ULEConfig(TrainingArguments):
             raise UleError(f"head_start_accuracy is {self.head_start_accuracy}; it must lie in (0, 1]")
         if self.trial_accuracy is not None and (self.term != "exchange" or not 0 < self.trial_accuracy <= 1):
             raise UleError(f"trial_accuracy is {self.trial_accuracy}; it must lie in (0, 1], and needs term 'exchange'")
-        accuracy = self.balancing_accuracy
-        if accuracy is not None and (self.trial_accuracy is None or not 0 < accuracy <= 1):
-            raise UleError(f"balancing_accuracy is {accuracy}; it must lie in (0, 1], and needs a trial_accuracy")
+        if self.balance_errors and (self.trial_accuracy is None or self.head_start_accuracy is None):
+            raise UleError("balance_errors needs a trial_accuracy, to begin, and a head_start_accuracy; give both")
         if self.freeze_student and not self.student_head_start > 0:
             raise UleError("freeze_student would keep an untrained student; give it a student_head_start above 0")
         if self.on_nonfinite not in ("stop", "skip"):

@@ -25,12 +25,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import ModelOutput
 
 from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
-from ule_hf.balancing import balancing_weights, relative_difficulty, tally
+from ule_hf.balancing import balancing_weights, difficulty_for_the_student, tally
 from ule_hf.errors import UleError
 from ule_hf.exchange import control_cells, decisive_cells, exchange
 from ule_hf.second_order import fast_double_backward
 from ule_hf.unlearning import apply_control, overlap, unlearning_term
-from ule_hf.variant import Variant
+from ule_hf.variant import StudentLoss, Variant
 
 
 @dataclass
@@ -105,7 +105,8 @@ class StudentTeacher(nn.Module):
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             balance: ``[2, K, 2]``, the :func:`ule_hf.balancing.tally` of relative difficulties before this batch; the
-                teacher's loss is then weighted by :func:`ule_hf.balancing.balancing_weights`.
+                teacher's loss is then weighted by :func:`ule_hf.balancing.balancing_weights`, and the student's is the
+                generalised cross-entropy, as LfF's biased model has it: it must not learn the images it is wrong about.
             ask_student: with term ``exchange``, also what the student makes of the exchanged images.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
         """
@@ -116,9 +117,11 @@ class StudentTeacher(nn.Module):
             )
         unlearn = self.training and train_teacher and unlearning_weight > 0
         at_images = unlearn and self.variant.attribution == "gradient" and unlearning_fraction == 1
+        balances = self.training and balance is not None
+        student_loss = "generalised_cross_entropy" if balances else self.variant.student_loss
 
         with nullcontext() if train_student else evaluation_mode(self.student, but_for_batch_norm=True):
-            student = self._student_pass(pixel_values, labels, train_student, saliency=at_images)
+            student = self._student_pass(pixel_values, labels, student_loss, train_student, saliency=at_images)
         if not train_teacher:
             student_loss = student.loss_with_gradients()
             return StudentTeacherOutput(loss=student_loss, student_logits=student.logits, student_loss=student_loss)
@@ -126,8 +129,8 @@ class StudentTeacher(nn.Module):
         with self._twice_differentiable() if at_images else nullcontext():
             teacher_logits = _logits(self.teacher, images)
         of_batch = None
-        if self.training and balance is not None:
-            difficulty = relative_difficulty(student.logits, teacher_logits, labels)
+        if balances:
+            difficulty = difficulty_for_the_student(student.logits, teacher_logits, labels)
             of_batch = tally(student.logits, labels, difficulty)
             weights = balancing_weights(student.logits, labels, difficulty, balance + of_batch, self.variant.control)
             teacher_loss = (weights * F.cross_entropy(teacher_logits, labels, reduction="none")).mean()
@@ -163,12 +166,17 @@ class StudentTeacher(nn.Module):
             **of_term,
         )
 
-    def _student_pass(self, images: Tensor, labels: Tensor, train: bool, saliency: bool) -> _StudentPass:
+    def _student_pass(
+        self, images: Tensor, labels: Tensor, loss_name: StudentLoss, train: bool, saliency: bool
+    ) -> _StudentPass:
         """The student's loss, its gradients (in training), and the score's gradient at the images where asked for."""
         images = images.detach().requires_grad_(saliency)
         with nullcontext() if train or saliency else torch.no_grad():
             logits = _logits(self.student, images)
-            loss = self._student_loss(logits, labels)
+            if loss_name == "cross_entropy":
+                loss = F.cross_entropy(logits, labels)
+            else:
+                loss = generalised_cross_entropy(logits, labels, self.variant.gce_q)
         parameters = [p for p in self.student.parameters() if train and p.requires_grad]
         if not (self.training and loss.requires_grad):
             return _StudentPass(logits, loss)
@@ -176,7 +184,7 @@ class StudentTeacher(nn.Module):
         of_images = None
         with torch.autocast(images.device.type, enabled=False):  # as in any backward: autocast is for the forward
             # Σ log p is −B times the mean cross-entropy, so that its input gradient comes with the loss's
-            together = saliency and (self.variant.student_loss, self.variant.score) == ("cross_entropy", "log_prob")
+            together = saliency and (loss_name, self.variant.score) == ("cross_entropy", "log_prob")
             if saliency and not together:
                 of_images = input_gradient(class_score(logits, labels, self.variant.score), images, retain_graph=True)
             wanted = [images, *parameters] if together else parameters
@@ -232,11 +240,6 @@ class StudentTeacher(nn.Module):
             )
         self._recomputes_activations = True
         return {**(kwargs or {}), "use_reentrant": False}
-
-    def _student_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.variant.student_loss == "cross_entropy":
-            return F.cross_entropy(logits, labels)
-        return generalised_cross_entropy(logits, labels, self.variant.gce_q)
 
     def _term_of_some(
         self,

@@ -83,14 +83,9 @@ class ULETrainer(ClassifierTrainer):
         # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
         # student took for it, of how many; it is asked for at every step, so it does not lie on a GPU
         self._of_trial = torch.zeros(3)
-        #: Epoch from which the student's errors are balanced with the rest.
-        self.balancing_begins = torch.tensor(torch.inf, dtype=torch.float64)
         self._balance = torch.zeros(2, self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
-            self.kept_tensors = (
-                *("head_start_ends", "_of_last_batches", "_of_trial"),
-                *("balancing_begins", "_balance"),
-            )
+            self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial", "_balance")
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -120,7 +115,7 @@ class ULETrainer(ClassifierTrainer):
             labels,
             unlearning_weight=self.current_unlearning_weight(),
             train_teacher=self._teacher_has_joined(),
-            train_student=not (self.args.freeze_student and self._teacher_has_joined()) or self._student_trains_on(),
+            train_student=not (self.args.freeze_student and self._teacher_has_joined()) or self.is_balancing(),
             unlearning_fraction=self.args.unlearning_fraction,
             balance=self._balance if self.is_balancing() else None,
             ask_student=self._is_on_trial(),
@@ -160,31 +155,25 @@ class ULETrainer(ClassifierTrainer):
         now = torch.tensor(self.state.epoch or 0.0, dtype=torch.float64) + 1e-6  # from the next optimiser step on
         if not self._teacher_has_joined():
             # what a student learns first is the shortcut, and what it learns later may be the task
-            if self._has_learned(self.args.head_start_accuracy, output.student_logits, labels):
+            if self._has_learned(output.student_logits, labels):
                 self.head_start_ends = now
         elif self._is_on_trial():
             self._watch_the_trial(output, len(labels))
-        elif self._student_trains_on():
-            if self._has_learned(self.args.balancing_accuracy, output.student_logits, labels):
-                self.balancing_begins = now
         elif output.tally is not None:
             # a step that is skipped, because it is not finite, must not stay in the sums
             of_batch = torch.where(output.tally.isfinite().all(), output.tally, 0.0)
             self._balance += self.accelerator.reduce(of_batch, reduction="sum")
 
-    def _has_learned(self, share: float | None, logits: Tensor, labels: Tensor) -> bool:
-        """Whether the student is right on ``share`` of its last four batches, mean over the classes."""
-        if share is None:
+    def _has_learned(self, logits: Tensor, labels: Tensor) -> bool:
+        """Whether the student is right on enough of its last four batches, mean over the classes."""
+        if self.args.head_start_accuracy is None:
             return False
         of_batch = tally(logits, labels)[0]
         of_batch = self.accelerator.reduce(torch.stack([of_batch[:, 1], of_batch.sum(dim=1)]), reduction="sum")
         self._of_last_batches = torch.cat([self._of_last_batches[1:], of_batch[None]])
         right, seen = self._of_last_batches.sum(dim=0)
         four = bool((self._of_last_batches[:, 1].sum(dim=1) > 0).all())
-        if not (four and (right[seen > 0] / seen[seen > 0]).mean() >= share):
-            return False
-        self._of_last_batches = torch.zeros_like(self._of_last_batches)
-        return True
+        return four and bool((right[seen > 0] / seen[seen > 0]).mean() >= self.args.head_start_accuracy)
 
     def _epochs_of_teacher(self) -> float:
         """How many the teacher trains, once it has joined."""
@@ -221,16 +210,12 @@ class ULETrainer(ClassifierTrainer):
         return any(share < self.args.trial_accuracy for share in found)
 
     def is_balancing(self) -> bool:
-        """Whether the student's errors weigh as much as what it gets right: after a failed trial, once it has learned
-        enough."""
-        return (self.state.epoch or 0.0) >= self.balancing_begins.item()
-
-    def _student_trains_on(self) -> bool:
-        """After a failed trial, for another head start at most: a shortcut is learned soon or is none."""
-        if self.args.balancing_accuracy is None or self.is_balancing() or not self.exchange_has_failed():
-            return False
-        since_trial = (self._progress() - TRIAL[1]) * self._epochs_of_teacher()
-        return since_trial < self.args.student_head_start
+        """Whether the student's errors weigh as much as what it gets right: after a failed trial, if it had learned
+        enough in its first epoch. Then it was right about images that it had never seen; later it may know them by
+        heart, and its errors are hard images rather than images that contradict a shortcut."""
+        learned_at = self.head_start_ends.item()
+        at_first_sight = learned_at < self.args.student_head_start and learned_at <= 1
+        return bool(self.args.balance_errors) and at_first_sight and self.exchange_has_failed()
 
     def current_unlearning_weight(self) -> float:
         """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs; falling linearly to 0

@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "freeze_student": True,
     },
 }
-PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.55, "balancing_accuracy": 0.95}
+PRESETS["auto"] = PRESETS["exchange"] | {"trial_accuracy": 0.55, "balance_errors": True}
 
 
 def parse_grid(text: str) -> Grid | None:

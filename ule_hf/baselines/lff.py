@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ule_hf.balancing import relative_difficulty
 from ule_hf.classifier_trainer import ClassifierTrainer, column
 from ule_hf.data.transforms import collate
 from ule_hf.pair import generalised_cross_entropy
@@ -45,15 +46,6 @@ class BiasedAndDebiased(nn.Module):
         """``logits`` of the debiased model and, in training, ``biased_logits``, ``[B, K]`` each."""
         biased_logits = self.biased(pixel_values).logits if self.training else None
         return ModelOutput(logits=self.debiased(pixel_values).logits, biased_logits=biased_logits)
-
-
-def relative_difficulty(biased_losses: Tensor, debiased_losses: Tensor) -> Tensor:
-    """W = ℓ_B / (ℓ_B + ℓ_D), in [0, 1] and of the losses' shape; 0 where both are.
-
-    >>> relative_difficulty(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]))
-    tensor([0.7500, 0.0000])
-    """
-    return biased_losses / (biased_losses + debiased_losses + 1e-8)
 
 
 class LfFTrainer(ClassifierTrainer):
