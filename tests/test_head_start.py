@@ -23,11 +23,13 @@ def train(folder, *options: str) -> dict:
 
 
 def test_it_ends_once_the_student_is_right_and_not_before(tmp_path):
-    early = train(tmp_path / "early", "--head_start_accuracy", "0.3")["run"]["head_start_ended"]
+    early = train(tmp_path / "early", "--head_start_accuracy", "0.3")["run"]
     never = train(tmp_path / "never", "--head_start_accuracy", "1.0", "--learning_rate", "1e-9")["run"]
     longer = train(tmp_path / "longer", "--head_start_accuracy", "1.0", "--student_head_start", "2")["run"]
     steps_per_epoch = 9  # 1,117 training images
-    assert early == pytest.approx(3 / steps_per_epoch, abs=1e-3)  # with the fourth batch
+    assert early["student_learned_at"] == pytest.approx(3 / steps_per_epoch, abs=1e-3)  # with the fourth batch
+    assert early["head_start_ended"] == pytest.approx(6 / steps_per_epoch, abs=1e-3)  # and as long again
+    assert never["student_learned_at"] is None
     assert never["head_start_ended"] == 0.75  # a quarter of the run, at the latest
     assert longer["head_start_ended"] == 2  # or what is asked for
 
@@ -36,7 +38,9 @@ def test_a_run_resumed_within_or_after_the_head_start_ends_it_at_the_same_step(t
     options = ["--head_start_accuracy", "0.6", "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no"]
     options += ["--load_best_model_at_end", "false", "--save_total_limit", "100"]
     whole = train(tmp_path / "whole", *options)
-    for step in (2, 20):
+    learned = round(whole["run"]["student_learned_at"] * 9)
+    assert 4 <= learned + 1 < whole["run"]["head_start_ended"] * 9
+    for step in (2, learned + learned % 2, 20):  # before it has learned, before the teacher joins, after
         resumed = tmp_path / f"from_{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", resumed / f"checkpoint-{step}")
         again = train(resumed, *options, "--resume_from_checkpoint", "latest")

@@ -121,8 +121,8 @@ class ULEConfig(TrainingArguments):
     head_start_accuracy: float | None = field(
         default=None,
         metadata={
-            "help": "The head start ends sooner, once the student is right on this share of its last four batches "
-            "(mean over the classes)."
+            "help": "The head start ends sooner: after about twice the time that the student takes to be right on this "
+            "share of its last four batches (mean over the classes)."
         },
     )
     freeze_student: bool | None = field(

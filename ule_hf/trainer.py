@@ -78,6 +78,8 @@ class ULETrainer(ClassifierTrainer):
         self.add_callback(self._student_learns)
         #: Epoch at which the teacher joins.
         self.head_start_ends = torch.tensor(float(args.student_head_start), dtype=torch.float64)
+        #: Epoch at which the student had reached ``head_start_accuracy``; infinite before.
+        self.student_learned_at = torch.tensor(torch.inf, dtype=torch.float64)
         # what the student got right of its last four batches, and of how many images, by class
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
         # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
@@ -85,7 +87,10 @@ class ULETrainer(ClassifierTrainer):
         self._of_trial = torch.zeros(3)
         self._balance = torch.zeros(2, self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
-            self.kept_tensors = ("head_start_ends", "_of_last_batches", "_of_trial", "_balance")
+            self.kept_tensors = (
+                *("head_start_ends", "student_learned_at", "_of_last_batches"),
+                *("_of_trial", "_balance"),
+            )
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -152,11 +157,15 @@ class ULETrainer(ClassifierTrainer):
 
     def _watch(self, output: StudentTeacherOutput, labels: Tensor) -> None:
         """What decides how training goes on, counted over all processes: the same on each."""
-        now = torch.tensor(self.state.epoch or 0.0, dtype=torch.float64) + 1e-6  # from the next optimiser step on
         if not self._teacher_has_joined():
-            # what a student learns first is the shortcut, and what it learns later may be the task
-            if self._has_learned(output.student_logits, labels):
-                self.head_start_ends = now
+            # What a student learns first is the shortcut, and what it learns later may be the task. It is not sure of
+            # the shortcut when it has just learned it, so it trains for about as long again.
+            if self.student_learned_at.isinf() and self._has_learned(output.student_logits, labels):
+                now = (
+                    torch.tensor(self.state.epoch or 0.0, dtype=torch.float64) + 1e-6
+                )  # from the next optimiser step on
+                self.student_learned_at = now
+                self.head_start_ends = torch.minimum(self.head_start_ends, 2 * now)
         elif self._is_on_trial():
             self._watch_the_trial(output, len(labels))
         elif output.tally is not None:
@@ -211,11 +220,9 @@ class ULETrainer(ClassifierTrainer):
 
     def is_balancing(self) -> bool:
         """Whether the student's errors weigh as much as what it gets right: after a failed trial, if it had learned
-        enough in its first epoch. Then it was right about images that it had never seen; later it may know them by
-        heart, and its errors are hard images rather than images that contradict a shortcut."""
-        learned_at = self.head_start_ends.item()
-        at_first_sight = learned_at < self.args.student_head_start and learned_at <= 1
-        return bool(self.args.balance_errors) and at_first_sight and self.exchange_has_failed()
+        in its first epoch. Then it was right about images that it had never seen; later it may know them by heart, and
+        its errors are hard images rather than images that contradict a shortcut."""
+        return bool(self.args.balance_errors) and self.student_learned_at.item() <= 1 and self.exchange_has_failed()
 
     def current_unlearning_weight(self) -> float:
         """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs; falling linearly to 0
