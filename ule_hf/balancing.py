@@ -16,10 +16,6 @@ from torch import Tensor
 
 from ule_hf.unlearning import Control
 
-#: The cross-entropy at 90 % for the label. It is added to both, because the ratio of two small losses is noise: without
-#: it a teacher that has learned its training images is lost (`benchmarks/frozen_features.py`, rates and epochs).
-SURE = -math.log(0.9)
-
 
 def relative_difficulty(biased_losses: Tensor, debiased_losses: Tensor) -> Tensor:
     """W = ℓ_B / (ℓ_B + ℓ_D), in [0, 1] and of the losses' shape; 0 where both are (Nam et al. 2020).
@@ -34,15 +30,18 @@ def difficulty_for_the_student(student_logits: Tensor, teacher_logits: Tensor, l
     """The relative difficulty of the images of a batch, ``[B]``, without gradient: near 1 where the student is misled
     and the teacher is not, near 0 where it is the other way round, a half where both are sure.
 
-    Of this batch alone; LfF itself (:mod:`ule_hf.baselines.lff`) takes averages over the epochs, scaled by class.
+    To both losses that of a guess, ln K, is added: the ratio of two small losses is noise, and lost a teacher that had
+    learned its training images, wrongly labelled ones above all (`benchmarks/frozen_features.py`). Of this batch alone;
+    LfF itself (:mod:`ule_hf.baselines.lff`) takes averages over the epochs, scaled by class.
 
     >>> logits, labels = torch.tensor([[0.0, 9.0], [9.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 0, 0])
     >>> difficulty_for_the_student(logits, torch.tensor([[9.0, 0.0]]).expand(3, 2), labels)
-    tensor([0.9886, 0.5000, 0.8834])
+    tensor([0.9333, 0.5000, 0.6666])
     """
+    guess = math.log(student_logits.shape[1])
     return relative_difficulty(
         *(
-            F.cross_entropy(logits.detach().float(), labels, reduction="none") + SURE
+            F.cross_entropy(logits.detach().float(), labels, reduction="none") + guess
             for logits in (student_logits, teacher_logits)
         )
     )
