@@ -49,6 +49,7 @@ class Form:
     values: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     balanced: bool = True
     frozen: bool = False
+    clipped: bool = False
 
 
 FORMS = {
@@ -57,6 +58,7 @@ FORMS = {
     "relative difficulty": Form(difficulty_for_the_student, balanced=False),
     "balance": Form(lambda student, teacher, labels: torch.ones(len(labels))),
     "balance of relative difficulty": Form(difficulty_for_the_student),  # preset `auto`
+    "the same, gradients clipped at 1": Form(difficulty_for_the_student, clipped=True),  # `TrainingArguments`' default
     "the same, the student frozen": Form(difficulty_for_the_student, frozen=True),
     "the same, small losses as they are": Form(
         lambda student, teacher, labels: relative_difficulty(*(of_each(x.detach(), labels) for x in (student, teacher)))
@@ -137,6 +139,8 @@ def train(train_on: Features, name: str, learning_rate: float, epochs: int, seed
                 generalised_cross_entropy(logits, batch.labels).backward()
                 optimisers[0].step()
         (weights * of_each(of_teacher, batch.labels)).mean().backward()
+        if form and form.clipped:
+            nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
         optimisers[1].step()
     return teacher, listens
 
