@@ -3,7 +3,7 @@
     python -m benchmarks.frozen_features --data_dir FOLDER  # waterbirds50/, urbancars_like/, weights/; prints the table
 
 As preset `auto` after a failed trial: the student comes to 90 %, trains for as long again and is frozen, the teacher is
-trained plainly through the first twelfth, and then the weights begin and the student trains on; a student that did not
+trained plainly through the first third, and then the weights begin and the student trains on; a student that did not
 come to 90 % in its first epoch is not listened to. The balance of classes alone stands beside, because every other
 balance is one of classes too. Without a shortcut means: trained on 70 % of validation and test, which are balanced, and
 tested on the rest. Several learning rates and lengths, because what is on by default must do no harm at any.
@@ -128,7 +128,7 @@ def train(train_on: Features, name: str, learning_rate: float, epochs: int, seed
         weights = torch.ones(len(index))
         if name == "balance of classes":  # from the start, without the student
             weights = len(train_on.labels) / (2 * torch.bincount(train_on.labels)[batch.labels])
-        elif form and listens and step >= joins + (steps - joins) / 12:
+        elif form and listens and step >= joins + (steps - joins) / 3:
             values = form.values(student_answers, of_teacher, batch.labels)
             sums += tally(student_answers, batch.labels, values)
             if form.balanced:

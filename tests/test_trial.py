@@ -49,26 +49,23 @@ def test_a_failed_trial_ends_the_term_for_good_and_a_passed_one_changes_nothing(
     passed = train(tmp_path / "passed", *LOG_ALL, "--trial_accuracy", "0.01")["run"]
     train(tmp_path / "without", *LOG_ALL)
     assert failed["exchange_has_failed"] and not passed["exchange_has_failed"]
-    assert failed["trial"].keys() == {"student_turned"}
-    assert passed["trial"].keys() == {"student_turned", "exchanged_accuracy"}
+    assert failed["trial"].keys() == {"student_turned", "exchanged_accuracy"} == passed["trial"].keys()
     with_term = ["unlearning_loss" in line for line in log_of(tmp_path / "failed")]
     joined = with_term.index(True)
     ended = joined + sum(with_term)
     assert with_term[joined:ended] == [True] * (ended - joined)
-    assert ended - joined == 1  # a twelfth of the 20 steps that the teacher trains
+    assert (ended - joined) / (len(with_term) - joined) == pytest.approx(1 / 3, abs=0.05)
     assert same_teacher(tmp_path / "passed", tmp_path / "without")
 
 
 def test_either_question_may_end_it(tmp_path):
     trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
     trainer.train()
-    for told, turned, failed in ((0.5, 0.9, (False, True)), (0.9, 0.5, (True, True)), (0.6, 0.6, (False, False))):
-        trainer._of_trial = 200 * torch.tensor([[turned, 1.0], [told, 1.0]])
+    for told, turned, failed in ((0.5, 0.9, True), (0.9, 0.5, True), (0.6, 0.6, False)):
+        trainer._of_trial = 200 * torch.tensor([told, turned, 1.0])
+        assert trainer.exchange_has_failed() == failed
         found = {"student_turned": pytest.approx(turned), "exchanged_accuracy": pytest.approx(told)}
         assert trainer.trial() == found
-        for progress, has_failed in zip((1 / 12, 1 / 3), failed, strict=True):  # the student is asked first
-            trainer._progress = lambda progress=progress: progress
-            assert trainer.exchange_has_failed() == has_failed
 
 
 def test_a_step_that_is_not_finite_leaves_the_balance_as_it_was(tmp_path):
@@ -85,7 +82,7 @@ def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path)
     options += ["--save_steps", "1", "--eval_strategy", "no", "--save_total_limit", "100"]
     whole = train(tmp_path / "whole", *options)["run"]
     assert whole["exchange_has_failed"] and whole["errors_were_balanced"]
-    for step in (8, 10, 20):  # the head start ends with step 7 of 27, the student is asked in step 8
+    for step in (12, 14, 20):  # the head start ends with step 7 of 27, the trial with step 13
         resumed = tmp_path / f"from_{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", resumed / f"checkpoint-{step}")
         train(resumed, *options, "--resume_from_checkpoint", "latest")
@@ -97,7 +94,7 @@ def test_after_a_failed_trial_the_student_trains_on_and_its_errors_are_balanced(
         train(tmp_path / name, *LOG_ALL, "--trial_accuracy", "1.0", *options)
     plain, balanced = (log_of(tmp_path / name) for name in ("plain", "balanced"))
     ended = max(i for i, line in enumerate(plain) if "unlearning_loss" in line) + 1
-    assert ended == 8
+    assert 7 < ended < len(plain)
     trains = [line.get("student_grad_norm", 0) > 0 for line in balanced]
     assert trains == [True] * 7 + [False] * (ended - 7) + [True] * (len(plain) - ended)
     same = [one["teacher_loss"] == other["teacher_loss"] for one, other in zip(plain[7:], balanced[7:], strict=True)]
@@ -108,7 +105,7 @@ def test_after_a_failed_trial_the_student_trains_on_and_its_errors_are_balanced(
 def test_a_student_that_may_know_its_images_by_heart_is_not_listened_to(tmp_path, learned_at, listens):
     trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
     trainer.train()
-    trainer._of_trial = torch.tensor([[0.0, 200.0], [0.0, 0.0]])
+    trainer._of_trial = torch.tensor([0.0, 0.0, 200.0])
     trainer.student_learned_at = torch.tensor(learned_at, dtype=torch.float64)
     assert trainer.exchange_has_failed()
     assert trainer.is_balancing() == listens

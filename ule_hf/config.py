@@ -91,8 +91,8 @@ class ULEConfig(TrainingArguments):
     trial_accuracy: float | None = field(
         default=None,
         metadata={
-            "help": "term exchange is on trial: where the student at first takes fewer than this share of exchanged "
-            "images for the partner's class, or by a third of its training the teacher more than the rest, it ends."
+            "help": "term exchange is on trial for a third of training: where the student then takes fewer than this "
+            "share of exchanged images for the partner's class, or the teacher more than the rest, the term ends."
         },
     )
     balance_errors: bool | None = field(

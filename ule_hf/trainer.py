@@ -29,9 +29,7 @@ from ule_hf.watch import StudentLearns
 
 # how PyTorch says it: for its own kernels, for custom functions, for compiled modules
 NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
-#: The two questions of the trial, and when in the teacher's training they are asked. The student is frozen and can be
-#: asked at once; a teacher that still knows the shortcut only would fail in any case.
-TRIAL = {"student_turned": (0, 1 / 12), "exchanged_accuracy": (1 / 4, 1 / 3)}
+TRIAL = (1 / 4, 1 / 3)  # of the teacher's training: when it is watched for `trial_accuracy`
 TERM_MEANS = ("unlearning_loss", "overlap", "exchanged_share", "exchanged_accuracy", "student_turned")
 LOGGED_MEANS = (
     *("student_loss", "teacher_loss", *TERM_MEANS),
@@ -84,9 +82,9 @@ class ULETrainer(ClassifierTrainer):
         self.student_learned_at = torch.tensor(torch.inf, dtype=torch.float64)
         # what the student got right of its last four batches, and of how many images, by class
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
-        # for each question of the trial, of how many exchanged images the answer was yes, and how many there were;
-        # looked at in every step, so not on a GPU
-        self._of_trial = torch.zeros(len(TRIAL), 2)
+        # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
+        # student took for it, of how many; it is asked for at every step, so it does not lie on a GPU
+        self._of_trial = torch.zeros(3)
         self._balance = torch.zeros(2, self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
             self.kept_tensors = (
@@ -125,7 +123,7 @@ class ULETrainer(ClassifierTrainer):
             train_student=not (self.args.freeze_student and self._teacher_has_joined()) or self.is_balancing(),
             unlearning_fraction=self.args.unlearning_fraction,
             balance=self._balance if self.is_balancing() else None,
-            ask_student=self._is_asked("student_turned"),
+            ask_student=self._is_on_trial(),
             generator=self._path_generator(),
         )
         self._watch(output, labels)
@@ -168,10 +166,9 @@ class ULETrainer(ClassifierTrainer):
                 )  # from the next optimiser step on
                 self.student_learned_at = now
                 self.head_start_ends = torch.minimum(self.head_start_ends, 2 * now)
-            return
-        if any(map(self._is_asked, TRIAL)):
+        elif self._is_on_trial():
             self._watch_the_trial(output, len(labels))
-        if output.tally is not None:
+        elif output.tally is not None:
             # a step that is skipped, because it is not finite, must not stay in the sums
             of_batch = torch.where(output.tally.isfinite().all(), output.tally, 0.0)
             self._balance += self.accelerator.reduce(of_batch, reduction="sum")
@@ -197,32 +194,29 @@ class ULETrainer(ClassifierTrainer):
             return 0.0
         return (self.state.epoch - self.head_start_ends.item()) / self._epochs_of_teacher()
 
-    def _is_asked(self, question: str) -> bool:
-        begin, end = TRIAL[question]
+    def _is_on_trial(self) -> bool:
+        """Late in the trial: at first the teacher knows the shortcut only, and fails in any case."""
         on_trial = self.args.trial_accuracy is not None and self._teacher_has_joined()
-        return on_trial and begin <= self._progress() < end
+        return on_trial and TRIAL[0] <= self._progress() < TRIAL[1]
 
     def _watch_the_trial(self, output: StudentTeacherOutput, images: int) -> None:
         """Counts; the same on every process."""
-        of_batch = torch.zeros_like(self._of_trial, device=self.args.device)
-        for of_question, question in zip(of_batch, TRIAL, strict=True):
-            share = getattr(output, question)
-            if self._is_asked(question) and share is not None:
-                of_question += images * torch.stack([share, torch.ones_like(share)])
+        of_batch = self._of_trial.new_zeros(3, device=self.args.device)
+        if output.exchanged_accuracy is not None:
+            shares = torch.stack([output.exchanged_accuracy, output.student_turned])
+            of_batch += images * torch.cat([shares, torch.ones_like(shares[:1])])
         self._of_trial += self.accelerator.reduce(of_batch, reduction="sum").cpu()
 
     def trial(self) -> dict[str, float]:
         """What the trial has found so far: the share of exchanged images that the student took for the partner's class
         (what it decides by has gone) and the share that the teacher did not (what they are is still to be seen)."""
-        counts = zip(TRIAL, self._of_trial.tolist(), strict=True)
-        return {question: yes / images for question, (yes, images) in counts if images}
+        told, turned, images = self._of_trial.tolist()
+        return {"student_turned": turned / images, "exchanged_accuracy": told / images} if images else {}
 
     def exchange_has_failed(self) -> bool:
-        """Whether a question of the trial has been asked to the end and its share was too low."""
-        if self.args.trial_accuracy is None:
-            return False
-        ended = {question for question, (_, end) in TRIAL.items() if self._progress() >= end}
-        return any(share < self.args.trial_accuracy for question, share in self.trial().items() if question in ended)
+        """Whether the trial is over and one of the two shares was too low."""
+        found = self.trial().values() if self._progress() >= TRIAL[1] else ()
+        return any(share < self.args.trial_accuracy for share in found)
 
     def is_balancing(self) -> bool:
         """Whether the student's errors weigh as much as what it gets right: after a failed trial, if it had learned
@@ -240,7 +234,7 @@ class ULETrainer(ClassifierTrainer):
         since_joining = (self.state.epoch or 0.0) - self.head_start_ends.item()
         if since_joining < 0 or self.state.global_step % self.args.unlearning_interval:
             return 0.0
-        if self.exchange_has_failed():
+        if self.args.trial_accuracy is not None and self.exchange_has_failed():
             return 0.0
         weight = self.args.unlearning_weight * self.args.unlearning_interval
         if self.args.unlearning_decay:
