@@ -46,7 +46,7 @@ of_each = partial(F.cross_entropy, reduction="none")
 class Form:
     """What becomes of the student's errors: ``values(student's, teacher's logits, labels)`` for each image."""
 
-    values: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    values: Callable[[Tensor, Tensor, Tensor], Tensor]
     balanced: bool = True
     frozen: bool = False
     clipped: bool = False

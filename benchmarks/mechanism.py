@@ -1,6 +1,6 @@
 """What a teacher unlearns, epoch by epoch: the share of its attribution on the shortcut beside its worst group.
 
-    python -m benchmarks.mechanism --data_dir FOLDER   # FOLDER holds mnist/ and cifar10/; prints and writes the table
+    python -m benchmarks.mechanism --data_dir FOLDER   # FOLDER holds mnist/ and cifar10/; writes the table
 
 Dominoes at correlation 0.95: the digit above is the shortcut and fills half of the picture, so that a model that
 looks everywhere alike has a share of 50. Attributions of the predicted class at 128 test images: `path` from each to
@@ -58,6 +58,17 @@ def look(folder: Path, test, method: str, epoch: int) -> dict[str, object]:
     }
 
 
+def table(lines: list[dict[str, object]]) -> str:
+    rows = [
+        "| method | model | epoch | worst group | path on the shortcut | gradient on the shortcut |",
+        "|---" * 6 + "|",
+    ]
+    for line in lines:
+        figures = " | ".join(f"{100 * v:.1f}" for v in list(line.values())[3:])
+        rows.append(f"| {line['method']} | {line['model']} | {line['epoch']} | {figures} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=ROOT.parent / "shared" / "data")
@@ -81,14 +92,7 @@ def main() -> None:
                         lines.append(look(model, data["test"], cell.method, epoch))
     lines.sort(key=lambda line: (CHOSEN.index(line["method"]), line["model"], line["epoch"]))
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    print(
-        "| method | model | epoch | worst group | path on the shortcut | gradient on the shortcut |",
-        "|---" * 6 + "|",
-        sep="\n",
-    )
-    for line in lines:
-        figures = " | ".join(f"{100 * v:.1f}" for v in list(line.values())[3:])
-        print(f"| {line['method']} | {line['model']} | {line['epoch']} | {figures} |")
+    RESULTS.with_suffix(".md").write_text(table(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

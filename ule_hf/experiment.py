@@ -214,7 +214,7 @@ def _curve(task: Task, trainer: ClassifierTrainer, names: dict[str, str], with_g
     splits = (task.data["validation"], task.data["test"], names)
     first_stage = [{**entry, "stage": 1} for entry in curve(task.first_stage_log, *splits)]
     entries = first_stage + curve(trainer.state.log_history, *splits)
-    head_start = trainer.head_start_ends.item() if isinstance(trainer, ULETrainer) else 0.0
+    head_start = trainer.head_start_ends if isinstance(trainer, ULETrainer) else 0.0
     return {"curve": entries, "selections": selections(entries, head_start, with_groups)}
 
 

@@ -118,10 +118,10 @@ class StudentTeacher(nn.Module):
         unlearn = self.training and train_teacher and unlearning_weight > 0
         at_images = unlearn and self.variant.attribution == "gradient" and unlearning_fraction == 1
         balances = self.training and balance is not None
-        student_loss = "generalised_cross_entropy" if balances else self.variant.student_loss
+        loss_name = "generalised_cross_entropy" if balances else self.variant.student_loss
 
         with nullcontext() if train_student else evaluation_mode(self.student, but_for_batch_norm=True):
-            student = self._student_pass(pixel_values, labels, student_loss, train_student, saliency=at_images)
+            student = self._student_pass(pixel_values, labels, loss_name, train_student, saliency=at_images)
         if not train_teacher:
             student_loss = student.loss_with_gradients()
             return StudentTeacherOutput(loss=student_loss, student_logits=student.logits, student_loss=student_loss)

@@ -164,7 +164,7 @@ def record(
             "student_head_start": args.student_head_start,
             "head_start_accuracy": args.head_start_accuracy,
             "student_learned_at": None if trainer.student_learned_at.isinf() else trainer.student_learned_at.item(),
-            "head_start_ended": trainer.head_start_ends.item(),
+            "head_start_ended": trainer.head_start_ends,
             "freeze_student": args.freeze_student,
         }
     return {

@@ -76,8 +76,6 @@ class ULETrainer(ClassifierTrainer):
         super().__init__(model, args, **kwargs)
         self._student_learns = StudentLearns(self, self.num_classes)
         self.add_callback(self._student_learns)
-        #: Epoch at which the teacher joins.
-        self.head_start_ends = torch.tensor(float(args.student_head_start), dtype=torch.float64)
         #: Epoch at which the student had reached ``head_start_accuracy``; infinite before.
         self.student_learned_at = torch.tensor(torch.inf, dtype=torch.float64)
         # what the student got right of its last four batches, and of how many images, by class
@@ -87,10 +85,7 @@ class ULETrainer(ClassifierTrainer):
         self._of_trial = torch.zeros(3)
         self._balance = torch.zeros(2, self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
-            self.kept_tensors = (
-                *("head_start_ends", "student_learned_at", "_of_last_batches"),
-                *("_of_trial", "_balance"),
-            )
+            self.kept_tensors = ("student_learned_at", "_of_last_batches", "_of_trial", "_balance")
         self._micro_step = (-1, 0)
         self._step_cost_reported = not args.report_step_cost
 
@@ -152,20 +147,21 @@ class ULETrainer(ClassifierTrainer):
                 ) from error
             raise
 
+    @property
+    def head_start_ends(self) -> float:
+        """Epoch at which the teacher joins. What a student learns first is the shortcut, and what it learns later may
+        be the task; it is not sure of the shortcut when it has just learned it, so it trains for about as long again."""
+        return min(self.args.student_head_start, 2 * self.student_learned_at.item())
+
     def _teacher_has_joined(self) -> bool:
-        return (self.state.epoch or 0.0) >= self.head_start_ends.item()
+        return (self.state.epoch or 0.0) >= self.head_start_ends
 
     def _watch(self, output: StudentTeacherOutput, labels: Tensor) -> None:
         """What decides how training goes on, counted over all processes: the same on each."""
         if not self._teacher_has_joined():
-            # What a student learns first is the shortcut, and what it learns later may be the task. It is not sure of
-            # the shortcut when it has just learned it, so it trains for about as long again.
             if self.student_learned_at.isinf() and self._has_learned(output.student_logits, labels):
-                now = (
-                    torch.tensor(self.state.epoch or 0.0, dtype=torch.float64) + 1e-6
-                )  # from the next optimiser step on
-                self.student_learned_at = now
-                self.head_start_ends = torch.minimum(self.head_start_ends, 2 * now)
+                # a little later than this step: it counts from the next one on
+                self.student_learned_at.fill_((self.state.epoch or 0.0) + 1e-6)
         elif self._is_on_trial():
             self._watch_the_trial(output, len(labels))
         elif output.tally is not None:
@@ -186,13 +182,13 @@ class ULETrainer(ClassifierTrainer):
 
     def _epochs_of_teacher(self) -> float:
         """How many the teacher trains, once it has joined."""
-        return self.state.epoch * self.state.max_steps / self.state.global_step - self.head_start_ends.item()
+        return self.state.epoch * self.state.max_steps / self.state.global_step - self.head_start_ends
 
     def _progress(self) -> float:
         """How much of the teacher's training is over, from 0 to 1."""
         if not self._teacher_has_joined() or not self.state.epoch:
             return 0.0
-        return (self.state.epoch - self.head_start_ends.item()) / self._epochs_of_teacher()
+        return (self.state.epoch - self.head_start_ends) / self._epochs_of_teacher()
 
     def _is_on_trial(self) -> bool:
         """Late in the trial: at first the teacher knows the shortcut only, and fails in any case."""
@@ -231,7 +227,7 @@ class ULETrainer(ClassifierTrainer):
         With ``unlearning_interval`` k it is k · λ at every k-th optimiser step and 0 between (lazy regularisation,
         Karras et al. 2020); which steps those are follows from the number of the step alone.
         """
-        since_joining = (self.state.epoch or 0.0) - self.head_start_ends.item()
+        since_joining = (self.state.epoch or 0.0) - self.head_start_ends
         if since_joining < 0 or self.state.global_step % self.args.unlearning_interval:
             return 0.0
         if self.args.trial_accuracy is not None and self.exchange_has_failed():
@@ -309,7 +305,7 @@ class ULETrainer(ClassifierTrainer):
 
     def _warn_of_one_answer(self, logits: np.ndarray) -> None:
         answers = np.unique(np.argmax(logits, axis=1))
-        if len(answers) == 1 and len(logits) > 1 and (self.state.epoch or 0.0) > self.head_start_ends.item():
+        if len(answers) == 1 and len(logits) > 1 and (self.state.epoch or 0.0) > self.head_start_ends:
             self.warn_once(
                 "the teacher has collapsed: at epoch %.3g it answers %s to each of %d images, so its saliency map, and "
                 "the unlearning term, means nothing (a lower unlearning_weight or learning_rate?)",
@@ -318,7 +314,7 @@ class ULETrainer(ClassifierTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Not before the teacher has been trained."""
-        return self.state.epoch > self.head_start_ends.item() and super()._determine_best_metric(metrics, trial)
+        return self.state.epoch > self.head_start_ends and super()._determine_best_metric(metrics, trial)
 
 
 def _losses(output: StudentTeacherOutput) -> tuple[str, str]:
