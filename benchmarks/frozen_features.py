@@ -1,12 +1,13 @@
-"""How the student's errors should weigh, tried on frozen features: linear student, linear teacher, a second a run.
+"""What is to be done about a shortcut that has no place, tried on frozen features: two linear models, a second a run.
 
     python -m benchmarks.frozen_features --data_dir FOLDER  # waterbirds50/, urbancars_like/, weights/; prints the table
 
-As preset `auto` after a failed trial: the student comes to 90 %, trains for as long again and is frozen, the teacher is
-trained plainly through the first third, and then the weights begin and the student trains on; a student that did not
-come to 90 % in its first epoch is not listened to. The balance of classes alone stands beside, because every other
-balance is one of classes too. Without a shortcut means: trained on 70 % of validation and test, which are balanced, and
-tested on the rest. Several learning rates and lengths, because what is on by default must do no harm at any.
+As preset `auto` where the exchange does not turn the student: it comes to 90 %, trains for as long again and is frozen,
+the teacher is trained plainly through a twelfth of its training, and then weights and term begin and the student trains
+on; a student that did not come to 90 % in its first epoch is not listened to. The balance of classes alone stands
+beside, because every other balance is one of classes too, and the balance of the true groups, for which labels are
+needed. Without a shortcut means: trained on 70 % of validation and test, which are balanced, and tested on the rest.
+Several learning rates and lengths, because what is on by default must do no harm at any.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from benchmarks.runs import ROOT
+from ule_hf.attribution import log_odds
 from ule_hf.backbones import load_backbone
 from ule_hf.balancing import balancing_weights, difficulty_for_the_student, relative_difficulty, tally
 from ule_hf.comparison.statistics import mean_and_spread
@@ -33,6 +35,8 @@ from ule_hf.data import load
 from ule_hf.data.transforms import EvalTransform
 from ule_hf.metrics import accuracy_by_group
 from ule_hf.pair import generalised_cross_entropy
+from ule_hf.trainer import STUDENT_IS_ASKED
+from ule_hf.unlearning import correlation
 
 BEDS = {"waterbirds50": ("waterbirds", 160), "urbancars_like": ("urbancars", 144)}
 SEEDS, BATCH, LEARNED, HEAD_START = range(4), 32, 0.9, 2  # the student's accuracy; epochs at most
@@ -42,28 +46,43 @@ WRONG = 0.05
 of_each = partial(F.cross_entropy, reduction="none")
 
 
+def ones(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return torch.ones(len(labels))
+
+
 @dataclass
 class Form:
-    """What becomes of the student's errors: ``values(student's, teacher's logits, labels)`` for each image."""
+    """What becomes of the student's errors, ``values(student's, teacher's logits, labels)`` for each image, and λ."""
 
-    values: Callable[[Tensor, Tensor, Tensor], Tensor]
+    values: Callable[[Tensor, Tensor, Tensor], Tensor] = difficulty_for_the_student
+    correlation_weight: float = 0.3
     balanced: bool = True
     frozen: bool = False
     clipped: bool = False
+    shuffled: bool = False
 
 
 FORMS = {
     "plain training": None,
     "balance of classes": None,
-    "relative difficulty": Form(difficulty_for_the_student, balanced=False),
-    "balance": Form(lambda student, teacher, labels: torch.ones(len(labels))),
-    "balance of relative difficulty": Form(difficulty_for_the_student),  # preset `auto`
-    "the same, gradients clipped at 1": Form(difficulty_for_the_student, clipped=True),  # `TrainingArguments`' default
-    "the same, the student frozen": Form(difficulty_for_the_student, frozen=True),
-    "the same, small losses as they are": Form(
+    "balance of groups, with their labels": None,
+    "relative difficulty": Form(correlation_weight=0, balanced=False),
+    "balance": Form(ones, correlation_weight=0),
+    "balance of relative difficulty": Form(correlation_weight=0),
+    "correlation": Form(ones, balanced=False),
+    "both": Form(),  # preset `auto`
+    "both, another image's": Form(shuffled=True),  # control `shuffled`
+    "both, λ = 0.1": Form(correlation_weight=0.1),
+    "both, λ = 1": Form(correlation_weight=1),
+    "both, gradients clipped at 1": Form(clipped=True),  # `TrainingArguments`' default
+    "both, the student frozen": Form(frozen=True),
+    "both, small losses as they are": Form(
         lambda student, teacher, labels: relative_difficulty(*(of_each(x.detach(), labels) for x in (student, teacher)))
     ),
 }
+
+
+OF_SETS = {"balance of classes": "labels", "balance of groups, with their labels": "groups"}
 
 
 @dataclass
@@ -126,19 +145,25 @@ def train(train_on: Features, name: str, learning_rate: float, epochs: int, seed
             continue
         of_teacher = teacher(batch.x)
         weights = torch.ones(len(index))
-        if name == "balance of classes":  # from the start, without the student
-            weights = len(train_on.labels) / (2 * torch.bincount(train_on.labels)[batch.labels])
-        elif form and listens and step >= joins + (steps - joins) / 3:
+        term = torch.zeros(())
+        if name in OF_SETS:  # from the start, without the student
+            sets = getattr(train_on, OF_SETS[name])
+            sizes = torch.bincount(sets)
+            weights = len(sets) / ((sizes > 0).sum() * sizes[getattr(batch, OF_SETS[name])])
+        elif form and listens and step >= joins + (steps - joins) * STUDENT_IS_ASKED[1]:
+            control = "shuffled" if form.shuffled else "none"
             values = form.values(student_answers, of_teacher, batch.labels)
             sums += tally(student_answers, batch.labels, values)
             if form.balanced:
-                weights = balancing_weights(student_answers, batch.labels, values, sums)
+                weights = balancing_weights(student_answers, batch.labels, values, sums, control)
             else:
                 weights = values / values.mean()
+            scores = (log_odds(x, batch.labels) for x in (student_answers, of_teacher))
+            term = form.correlation_weight * correlation(*scores, batch.labels, control)
             if not form.frozen:
                 generalised_cross_entropy(logits, batch.labels).backward()
                 optimisers[0].step()
-        (weights * of_each(of_teacher, batch.labels)).mean().backward()
+        ((weights * of_each(of_teacher, batch.labels)).mean() + term).backward()
         if form and form.clipped:
             nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
         optimisers[1].step()

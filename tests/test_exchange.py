@@ -126,6 +126,17 @@ def test_a_frozen_student_gets_no_gradient_and_counts_each_batch_once():
     assert all(module.training for module in student.modules())
 
 
+def test_a_student_that_was_just_frozen_is_asked_by_the_batch():
+    """Its running statistics have hardly counted yet: by them a bright quadrant is like a dark one."""
+    student, teacher, images = nn.Sequential(nn.BatchNorm2d(1), nn.Hardtanh(), LooksAt(0, 1)), Remembers(), pictures()
+    student[0].running_mean.fill_(100.0)
+    pair = StudentTeacher(student, teacher, EXCHANGE).train()
+    output = pair(images, LABELS, unlearning_weight=1.0, train_student=False, ask_student=True)
+    assert output.dead_maps == 0
+    assert output.student_turned == 1
+    assert torch.equal(teacher.shown[-1][:, :, :2, 2:].mean(dim=(1, 2, 3)), 1.0 - 2 * LABELS)
+
+
 def test_a_student_that_sees_nothing_exchanges_nothing():
     student = LooksAt(0, 1)
     nn.init.zeros_(student.weight)

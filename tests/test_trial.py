@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from tests.test_exchange import EXCHANGE, LABELS, LooksAt, Remembers, pictures
 from tests.test_head_start import train
 from tests.test_trainer import make_trainer
+from ule_hf.attribution import log_odds
 from ule_hf.balancing import balancing_weights, difficulty_for_the_student, tally
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
 from ule_hf.pair import StudentTeacher, StudentTeacherOutput, generalised_cross_entropy
+from ule_hf.unlearning import correlation
 
 LOG_ALL = ["--logging_strategy", "steps", "--logging_steps", "1", "--head_start_accuracy", "0.3"]
 FAILS = ["--trial_accuracy", "1.0", "--balance_errors", "true"]
@@ -49,23 +51,43 @@ def test_a_failed_trial_ends_the_term_for_good_and_a_passed_one_changes_nothing(
     passed = train(tmp_path / "passed", *LOG_ALL, "--trial_accuracy", "0.01")["run"]
     train(tmp_path / "without", *LOG_ALL)
     assert failed["exchange_has_failed"] and not passed["exchange_has_failed"]
-    assert failed["trial"].keys() == {"student_turned", "exchanged_accuracy"} == passed["trial"].keys()
+    assert failed["trial"].keys() == {"student_turned"} and passed["trial"].keys() == {
+        "student_turned",
+        "exchanged_accuracy",
+    }
     with_term = ["unlearning_loss" in line for line in log_of(tmp_path / "failed")]
     joined = with_term.index(True)
     ended = joined + sum(with_term)
     assert with_term[joined:ended] == [True] * (ended - joined)
-    assert (ended - joined) / (len(with_term) - joined) == pytest.approx(1 / 3, abs=0.05)
+    assert (ended - joined) / (len(with_term) - joined) == pytest.approx(1 / 12, abs=0.05)
     assert same_teacher(tmp_path / "passed", tmp_path / "without")
 
 
 def test_either_question_may_end_it(tmp_path):
     trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
     trainer.train()
-    for told, turned, failed in ((0.5, 0.9, True), (0.9, 0.5, True), (0.6, 0.6, False)):
-        trainer._of_trial = 200 * torch.tensor([told, turned, 1.0])
-        assert trainer.exchange_has_failed() == failed
+    for turned, told, no_place, failed in (
+        (0.9, 0.5, False, True),
+        (0.5, 0.9, True, True),
+        (0.6, 0.6, False, False),
+    ):
+        trainer._of_trial = torch.tensor([[200 * turned, 200.0], [100 * told, 100.0]])
+        assert (trainer.shortcut_has_no_place(), trainer.exchange_has_failed()) == (no_place, failed)
         found = {"student_turned": pytest.approx(turned), "exchanged_accuracy": pytest.approx(told)}
         assert trainer.trial() == found
+
+
+def test_each_is_asked_when_it_can_answer(tmp_path):
+    """The student in the first twelfth of the teacher's training, the teacher from 1/4 to 1/3 of it."""
+    trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
+    trainer.train()
+    trainer.state.epoch, trainer.state.global_step = 1.0, 100
+    for progress, told, turned in ((0.08, 0, 0), (0.09, 0, 1), (0.3, 0, 1), (0.34, 1, 1)):
+        trainer._progress = lambda progress=progress: progress
+        trainer._of_trial = torch.tensor([[0.0, 200.0], [200.0, 200.0]])
+        assert trainer.exchange_has_failed() == turned
+        trainer._of_trial = torch.tensor([[200.0, 200.0], [0.0, 200.0]])
+        assert trainer.exchange_has_failed() == told
 
 
 def test_a_step_that_is_not_finite_leaves_the_balance_as_it_was(tmp_path):
@@ -82,7 +104,7 @@ def test_a_run_resumed_within_or_after_the_trial_comes_to_the_same_end(tmp_path)
     options += ["--save_steps", "1", "--eval_strategy", "no", "--save_total_limit", "100"]
     whole = train(tmp_path / "whole", *options)["run"]
     assert whole["exchange_has_failed"] and whole["errors_were_balanced"]
-    for step in (12, 14, 20):  # the head start ends with step 7 of 27, the trial with step 13
+    for step in (8, 9, 10, 20):  # the head start ends with step 7 of 27, the student's trial with step 9
         resumed = tmp_path / f"from_{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", resumed / f"checkpoint-{step}")
         train(resumed, *options, "--resume_from_checkpoint", "latest")
@@ -95,6 +117,9 @@ def test_after_a_failed_trial_the_student_trains_on_and_its_errors_are_balanced(
     plain, balanced = (log_of(tmp_path / name) for name in ("plain", "balanced"))
     ended = max(i for i, line in enumerate(plain) if "unlearning_loss" in line) + 1
     assert 7 < ended < len(plain)
+    assert [line["unlearning_weight"] for line in balanced[ended:]] == pytest.approx([0.3] * (len(plain) - ended))
+    assert all(0 <= line["unlearning_loss"] <= 1 for line in balanced[ended:])
+    assert not any("batches_of_one_class" in line for line in balanced)
     trains = [line.get("student_grad_norm", 0) > 0 for line in balanced]
     assert trains == [True] * 7 + [False] * (ended - 7) + [True] * (len(plain) - ended)
     same = [one["teacher_loss"] == other["teacher_loss"] for one, other in zip(plain[7:], balanced[7:], strict=True)]
@@ -105,7 +130,7 @@ def test_after_a_failed_trial_the_student_trains_on_and_its_errors_are_balanced(
 def test_a_student_that_may_know_its_images_by_heart_is_not_listened_to(tmp_path, learned_at, listens):
     trainer = make_trainer(tmp_path, preset="auto", student_head_start=0.5)
     trainer.train()
-    trainer._of_trial = torch.tensor([0.0, 0.0, 200.0])
+    trainer._of_trial = torch.tensor([[0.0, 200.0], [0.0, 0.0]])
     trainer.student_learned_at = torch.tensor(learned_at, dtype=torch.float64)
     assert trainer.exchange_has_failed()
     assert trainer.is_balancing() == listens
@@ -152,7 +177,7 @@ def test_the_teachers_loss_is_balanced_in_training_alone():
     images, labels = pictures(), LABELS.roll(1)  # the student is wrong about some
     before = torch.tensor([[[1.0, 9.0], [2.0, 8.0]], [[0.7, 4.0], [1.2, 3.0]]])
     for module in (pair.train(), pair.eval()):
-        output = module(images, labels, train_student=False, balance=before)
+        output = module(images, labels, unlearning_weight=0.5, train_student=False, balance=before)
         of_student, of_teacher = pair.student(images), pair.teacher.linear(images.flatten(1))
         losses = F.cross_entropy(of_teacher, labels, reduction="none")
         if module.training:
@@ -161,6 +186,9 @@ def test_the_teachers_loss_is_balanced_in_training_alone():
             losses = losses * balancing_weights(of_student, labels, difficulty, before + of_batch)
             assert torch.equal(output.tally, of_batch)
             torch.testing.assert_close(output.student_loss, generalised_cross_entropy(of_student, labels, 0.7))
+            term = correlation(log_odds(of_student, labels), log_odds(of_teacher, labels), labels)
+            torch.testing.assert_close(output.unlearning_loss, term)
+            torch.testing.assert_close(output.loss, output.student_loss + losses.mean() + 0.5 * term)
         torch.testing.assert_close(output.teacher_loss, losses.mean())
 
 

@@ -57,6 +57,18 @@ def class_score(
     return logits.gather(1, partner_labels[:, None]).squeeze(1) - of_label
 
 
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p_y − log(1 − p_y), ``[B]``: how far the label's logit ``[B, K]`` is above all the others together.
+
+    >>> log_odds(torch.tensor([[4.0, 1.0], [4.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([ 3., -3.])
+    """
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return logits.gather(1, labels[:, None]).squeeze(1) - others.logsumexp(dim=1)
+
+
 def input_gradient(
     score: Tensor, inputs: Tensor, create_graph: bool = False, retain_graph: bool | None = None
 ) -> Tensor:

@@ -65,8 +65,8 @@ class ULEConfig(TrainingArguments):
         default="auto",
         metadata={
             "help": "exchange: the cells that decide for the student come from pictures of other classes. auto: "
-            "exchange where that leaves the label in the picture, else what the student gets wrong weighs more. path: "
-            "expected gradients and a biased student. paper: our reading of arXiv 2409.02792."
+            "exchange where the student decides by cells, else its errors weigh more and the teacher must not vary "
+            "with it. path: expected gradients and a biased student. paper: our reading of arXiv 2409.02792."
         },
     )
     attribution: Attribution | None = field(
@@ -91,16 +91,18 @@ class ULEConfig(TrainingArguments):
     trial_accuracy: float | None = field(
         default=None,
         metadata={
-            "help": "term exchange is on trial for a third of training: where the student then takes fewer than this "
-            "share of exchanged images for the partner's class, or the teacher more than the rest, the term ends."
+            "help": "term exchange is on trial: it ends where the student takes fewer than this share of exchanged "
+            "images for the partner's class, after a twelfth of the teacher's training, or the teacher more than the "
+            "rest, after a third."
         },
     )
     balance_errors: bool | None = field(
         default=None,
         metadata={
-            "help": "Once the exchange has failed its trial the student trains on, with the generalised cross-entropy, "
-            "and what it gets wrong of a class weighs as much in the teacher's loss as what it gets right; if it came "
-            "to head_start_accuracy in its first epoch, on images it had not seen."
+            "help": "Where the exchange does not turn the student, it trains on with the generalised cross-entropy, "
+            "what it gets wrong of a class weighs as much in the teacher's loss as what it gets right, and the term is "
+            "the correlation of the two within the classes; if it came to head_start_accuracy in its first epoch, on "
+            "images it had not seen."
         },
     )
     unlearning_interval: int = field(

@@ -24,12 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import ModelOutput
 
-from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, mix, path_attribution
+from ule_hf.attribution import attribution_map, class_score, draw_path, input_gradient, log_odds, mix, path_attribution
 from ule_hf.balancing import balancing_weights, difficulty_for_the_student, tally
 from ule_hf.errors import UleError
 from ule_hf.exchange import control_cells, decisive_cells, exchange
 from ule_hf.second_order import fast_double_backward
-from ule_hf.unlearning import apply_control, overlap, unlearning_term
+from ule_hf.unlearning import apply_control, correlation, overlap, unlearning_term
 from ule_hf.variant import StudentLoss, Variant
 
 
@@ -98,14 +98,15 @@ class StudentTeacher(nn.Module):
         Args:
             pixel_values: ``[B, C, H, W]``, normalised.
             labels: ``[B]`` class ids; without them no loss is computed.
-            unlearning_weight: λ; at 0 the teacher is trained plainly and no map is computed.
+            unlearning_weight: λ; at 0 there is no term and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
             train_student: False to leave the student's weights as they are; BatchNorm goes on to count the images,
-                because a head start may be too short for its statistics.
+                because a head start may be too short for its statistics, and its maps go by the batch.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             balance: ``[2, K, 2]``, the :func:`ule_hf.balancing.tally` of relative difficulties before this batch; the
-                teacher's loss is then weighted by :func:`ule_hf.balancing.balancing_weights`, and the student's is the
+                teacher's loss is then weighted by :func:`ule_hf.balancing.balancing_weights`, the term is the
+                :func:`ule_hf.unlearning.correlation` of the two models' log-odds, and the student's loss is the
                 generalised cross-entropy, as LfF's biased model has it: it must not learn the images it is wrong about.
             ask_student: with term ``exchange``, also what the student makes of the exchanged images.
             partners, points: ``[B]`` each, to fix the paths; drawn with ``generator`` when not given.
@@ -115,12 +116,12 @@ class StudentTeacher(nn.Module):
                 logits=_logits(self.teacher, pixel_values) if train_teacher else None,
                 student_logits=_logits(self.student, pixel_values),
             )
-        unlearn = self.training and train_teacher and unlearning_weight > 0
-        at_images = unlearn and self.variant.attribution == "gradient" and unlearning_fraction == 1
         balances = self.training and balance is not None
+        unlearn = self.training and train_teacher and unlearning_weight > 0
+        at_images = unlearn and not balances and self.variant.attribution == "gradient" and unlearning_fraction == 1
         loss_name = "generalised_cross_entropy" if balances else self.variant.student_loss
 
-        with nullcontext() if train_student else evaluation_mode(self.student, but_for_batch_norm=True):
+        with nullcontext() if train_student else evaluation_mode_but_for_batch_norm(self.student):
             student = self._student_pass(pixel_values, labels, loss_name, train_student, saliency=at_images)
         if not train_teacher:
             student_loss = student.loss_with_gradients()
@@ -138,7 +139,10 @@ class StudentTeacher(nn.Module):
             teacher_loss = F.cross_entropy(teacher_logits, labels)
 
         of_term = {}
-        if at_images:
+        if unlearn and balances:
+            scores = (log_odds(logits, labels) for logits in (student.logits, teacher_logits))
+            of_term = {"unlearning_loss": correlation(*scores, labels, self.variant.control)}
+        elif at_images:
             score = class_score(teacher_logits, labels, self.variant.score)
             of_term = self._term(*self._maps(student.saliency, input_gradient(score, images, create_graph=True)))
             images.requires_grad_(False)  # the last backward then computes no image gradient of its own
@@ -147,7 +151,7 @@ class StudentTeacher(nn.Module):
             if self.variant.attribution == "path":
                 path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
-            with nullcontext() if train_student else evaluation_mode(self.student):
+            with nullcontext() if train_student else evaluation_mode_but_for_batch_norm(self.student):
                 of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator, ask_student)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
@@ -357,10 +361,9 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module, but_for_batch_norm: bool = False) -> Iterator[None]:
-    """``module.eval()`` for a while; ``but_for_batch_norm`` leaves that in training, statistics and all."""
-    kept = _NormBase if but_for_batch_norm else ()
-    training = [m for m in module.modules() if m.training and not isinstance(m, kept)]
+def evaluation_mode_but_for_batch_norm(module: nn.Module) -> Iterator[None]:
+    """``module.eval()`` for a while, BatchNorm excepted: that stays in training, statistics and all."""
+    training = [m for m in module.modules() if m.training and not isinstance(m, _NormBase)]
     for m in training:
         m.training = False
     try:

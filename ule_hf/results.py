@@ -156,7 +156,7 @@ def record(
             "unlearning_weight": args.unlearning_weight,
             "unlearning_decay": args.unlearning_decay,
             "trial_accuracy": args.trial_accuracy,
-            "exchange_has_failed": args.trial_accuracy is not None and trainer.exchange_has_failed(),
+            "exchange_has_failed": trainer.exchange_has_failed(),
             "trial": trainer.trial(),
             "balance_errors": args.balance_errors,
             "errors_were_balanced": trainer.is_balancing(),

@@ -29,7 +29,8 @@ from ule_hf.watch import StudentLearns
 
 # how PyTorch says it: for its own kernels, for custom functions, for compiled modules
 NO_SECOND_DERIVATIVE = ("is not implemented", "differentiate twice", "double backward")
-TRIAL = (1 / 4, 1 / 3)  # of the teacher's training: when it is watched for `trial_accuracy`
+# of the teacher's training: when the two are watched for `trial_accuracy`
+STUDENT_IS_ASKED, TEACHER_IS_ASKED = (0, 1 / 12), (1 / 4, 1 / 3)
 TERM_MEANS = ("unlearning_loss", "overlap", "exchanged_share", "exchanged_accuracy", "student_turned")
 LOGGED_MEANS = (
     *("student_loss", "teacher_loss", *TERM_MEANS),
@@ -80,9 +81,9 @@ class ULETrainer(ClassifierTrainer):
         self.student_learned_at = torch.tensor(torch.inf, dtype=torch.float64)
         # what the student got right of its last four batches, and of how many images, by class
         self._of_last_batches = torch.zeros(4, 2, self.num_classes, device=self.args.device)
-        # of the exchanged images of the trial: how many the teacher told from their partner's class, how many the
-        # student took for it, of how many; it is asked for at every step, so it does not lie on a GPU
-        self._of_trial = torch.zeros(3)
+        # of exchanged images: how many the student took for their partner's class, of how many; how many the teacher
+        # told from it, of how many; it is asked for at every step, so it does not lie on a GPU
+        self._of_trial = torch.zeros(2, 2)
         self._balance = torch.zeros(2, self.num_classes, 2, device=self.args.device)
         if args.head_start_accuracy is not None or args.trial_accuracy is not None:
             self.kept_tensors = ("student_learned_at", "_of_last_batches", "_of_trial", "_balance")
@@ -118,7 +119,7 @@ class ULETrainer(ClassifierTrainer):
             train_student=not (self.args.freeze_student and self._teacher_has_joined()) or self.is_balancing(),
             unlearning_fraction=self.args.unlearning_fraction,
             balance=self._balance if self.is_balancing() else None,
-            ask_student=self._is_on_trial(),
+            ask_student=self._is_asked(STUDENT_IS_ASKED),
             generator=self._path_generator(),
         )
         self._watch(output, labels)
@@ -149,8 +150,8 @@ class ULETrainer(ClassifierTrainer):
 
     @property
     def head_start_ends(self) -> float:
-        """Epoch at which the teacher joins. What a student learns first is the shortcut, and what it learns later may
-        be the task; it is not sure of the shortcut when it has just learned it, so it trains for about as long again."""
+        """Epoch at which the teacher joins. What a student learns first is the shortcut, what it learns later may be
+        the task; of the shortcut it is not sure when it has just learned it, so it trains for as long again."""
         return min(self.args.student_head_start, 2 * self.student_learned_at.item())
 
     def _teacher_has_joined(self) -> bool:
@@ -162,12 +163,14 @@ class ULETrainer(ClassifierTrainer):
             if self.student_learned_at.isinf() and self._has_learned(output.student_logits, labels):
                 # a little later than this step: it counts from the next one on
                 self.student_learned_at.fill_((self.state.epoch or 0.0) + 1e-6)
-        elif self._is_on_trial():
-            self._watch_the_trial(output, len(labels))
         elif output.tally is not None:
             # a step that is skipped, because it is not finite, must not stay in the sums
             of_batch = torch.where(output.tally.isfinite().all(), output.tally, 0.0)
             self._balance += self.accelerator.reduce(of_batch, reduction="sum")
+        elif self._is_asked(STUDENT_IS_ASKED):
+            self._count_answers(0, output.student_turned, len(labels))
+        elif self._is_asked(TEACHER_IS_ASKED):
+            self._count_answers(1, output.exchanged_accuracy, len(labels))
 
     def _has_learned(self, logits: Tensor, labels: Tensor) -> bool:
         """Whether the student is right on enough of its last four batches, mean over the classes."""
@@ -190,39 +193,44 @@ class ULETrainer(ClassifierTrainer):
             return 0.0
         return (self.state.epoch - self.head_start_ends) / self._epochs_of_teacher()
 
-    def _is_on_trial(self) -> bool:
-        """Late in the trial: at first the teacher knows the shortcut only, and fails in any case."""
+    def _is_asked(self, when: tuple[float, float]) -> bool:
+        """The frozen student at once. The teacher late: at first it knows the shortcut only, and fails in any case."""
         on_trial = self.args.trial_accuracy is not None and self._teacher_has_joined()
-        return on_trial and TRIAL[0] <= self._progress() < TRIAL[1]
+        return on_trial and when[0] <= self._progress() < when[1]
 
-    def _watch_the_trial(self, output: StudentTeacherOutput, images: int) -> None:
-        """Counts; the same on every process."""
-        of_batch = self._of_trial.new_zeros(3, device=self.args.device)
-        if output.exchanged_accuracy is not None:
-            shares = torch.stack([output.exchanged_accuracy, output.student_turned])
-            of_batch += images * torch.cat([shares, torch.ones_like(shares[:1])])
-        self._of_trial += self.accelerator.reduce(of_batch, reduction="sum").cpu()
+    def _count_answers(self, question: int, share: Tensor | None, images: int) -> None:
+        """Of one batch; the same on every process."""
+        of_batch = torch.zeros(2, device=self.args.device)
+        if share is not None:
+            of_batch += images * torch.stack([share, torch.ones_like(share)])
+        self._of_trial[question] += self.accelerator.reduce(of_batch, reduction="sum").cpu()
 
     def trial(self) -> dict[str, float]:
         """What the trial has found so far: the share of exchanged images that the student took for the partner's class
         (what it decides by has gone) and the share that the teacher did not (what they are is still to be seen)."""
-        told, turned, images = self._of_trial.tolist()
-        return {"student_turned": turned / images, "exchanged_accuracy": told / images} if images else {}
+        answers = zip(("student_turned", "exchanged_accuracy"), self._of_trial.tolist(), strict=True)
+        return {name: counted / images for name, (counted, images) in answers if images}
+
+    def _was_too_low(self, name: str, when: tuple[float, float]) -> bool:
+        return self._progress() >= when[1] and self.trial().get(name, 1.0) < (self.args.trial_accuracy or 0.0)
+
+    def shortcut_has_no_place(self) -> bool:
+        """Whether the student decides by something that cannot be exchanged cell by cell, such as a background."""
+        return self._was_too_low("student_turned", STUDENT_IS_ASKED)
 
     def exchange_has_failed(self) -> bool:
-        """Whether the trial is over and one of the two shares was too low."""
-        found = self.trial().values() if self._progress() >= TRIAL[1] else ()
-        return any(share < self.args.trial_accuracy for share in found)
+        """Whether one of the two shares was too low."""
+        return self.shortcut_has_no_place() or self._was_too_low("exchanged_accuracy", TEACHER_IS_ASKED)
 
     def is_balancing(self) -> bool:
-        """Whether the student's errors weigh as much as what it gets right: after a failed trial, if it had learned
-        in its first epoch. Then it was right about images that it had never seen; later it may know them by heart, and
-        its errors are hard images rather than images that contradict a shortcut."""
-        return bool(self.args.balance_errors) and self.student_learned_at.item() <= 1 and self.exchange_has_failed()
+        """Whether the student's errors weigh as much as what it gets right: where its shortcut has no place, if it had
+        learned in its first epoch. Then it was right about images that it had never seen; later it may know them by
+        heart, and its errors are hard images rather than images that contradict a shortcut."""
+        return bool(self.args.balance_errors) and self.student_learned_at.item() <= 1 and self.shortcut_has_no_place()
 
     def current_unlearning_weight(self) -> float:
         """λ at this step: 0 during the head start, then rising over ``unlearning_warmup`` epochs; falling linearly to 0
-        with ``unlearning_decay``; 0 once the exchange has failed its trial.
+        with ``unlearning_decay``, but not while errors are balanced; else 0 once the exchange has failed its trial.
 
         With ``unlearning_interval`` k it is k · λ at every k-th optimiser step and 0 between (lazy regularisation,
         Karras et al. 2020); which steps those are follows from the number of the step alone.
@@ -230,10 +238,11 @@ class ULETrainer(ClassifierTrainer):
         since_joining = (self.state.epoch or 0.0) - self.head_start_ends
         if since_joining < 0 or self.state.global_step % self.args.unlearning_interval:
             return 0.0
-        if self.args.trial_accuracy is not None and self.exchange_has_failed():
+        balancing = self.is_balancing()
+        if self.exchange_has_failed() and not balancing:
             return 0.0
         weight = self.args.unlearning_weight * self.args.unlearning_interval
-        if self.args.unlearning_decay:
+        if self.args.unlearning_decay and not balancing:
             weight *= 1 - self._progress()
         if since_joining >= self.args.unlearning_warmup:
             return weight
@@ -281,7 +290,7 @@ class ULETrainer(ClassifierTrainer):
             self._student_learns.add(output.student_logits.argmax(dim=1), labels)
         if output.dead_maps is not None:
             self._counts["dead_maps"] += output.dead_maps
-        elif self.current_unlearning_weight() > 0:
+        elif output.unlearning_loss is None and self.current_unlearning_weight() > 0:
             self._counts["batches_of_one_class"] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

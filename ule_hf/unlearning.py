@@ -78,6 +78,45 @@ def unlearning_term(student_map: Tensor, teacher_map: Tensor, term: MapTerm = "i
     return {"inverse": inverse, "overlap": overlap, "mass": mass, "kl": kl}[term](student_map, teacher_map)
 
 
+def correlation(student_scores: Tensor, teacher_scores: Tensor, labels: Tensor, control: Control = "none") -> Tensor:
+    """ρ², the squared correlation of the two models' scores among images of one class: 0 where the teacher's do not
+    vary with the student's. For shortcuts that fill the picture, whose map would have one cell.
+
+    It is the squared cosine of the two models' expected gradients on the paths between images of the same class, summed
+    over the whole picture: by completeness such a sum is the difference of the scores at the two ends, whatever lies
+    between, so no gradient need be taken. Between images of one class it is the shortcut that differs. That a model's
+    output be independent of a biased model's, given the label, is the idea of ReBias (Bahng et al. 2020), to correlate
+    where the label is given that of Beutel et al. 2019.
+
+    Args:
+        student_scores, teacher_scores: ``[B]``, of each image's label; the student's detached.
+        labels: ``[B]``. A class of one image says nothing.
+        control: "shuffled" compares with the next image's score; with "constant" the term is 0.
+
+    Returns:
+        A scalar in [0, 1]; 0 where a model has the same score everywhere.
+
+    >>> scores, labels = torch.tensor([1.0, 3.0, 7.0, 5.0]), torch.tensor([0, 0, 1, 1])
+    >>> correlation(scores, torch.tensor([9.0, 8.0, 2.0, 3.0]), labels)
+    tensor(1.)
+    >>> correlation(scores, torch.tensor([9.0, 8.0, 3.0, 2.0]), labels)
+    tensor(0.)
+    """
+    if control == "constant":
+        return torch.zeros_like(student_scores).sum()
+    if control == "shuffled":
+        student_scores = student_scores.roll(1)
+    of_student, of_teacher = (_centred(scores, labels) for scores in (student_scores, teacher_scores))
+    product = (of_student * of_teacher).sum()
+    return product**2 / (of_student.square().sum() * of_teacher.square().sum() + 1e-8)
+
+
+def _centred(scores: Tensor, labels: Tensor) -> Tensor:
+    """Each score minus the mean of its class, ``[B]``."""
+    same = (labels[:, None] == labels).to(scores.dtype)
+    return scores - same @ scores / same.sum(dim=1)
+
+
 def apply_control(student_map: Tensor, control: Control, term: MapTerm) -> Tensor:
     """What stands in the student's place: its own map, or one that knows nothing of it.
 
