@@ -2,8 +2,9 @@
 
 A background cannot be exchanged by a few cells, but a student that decides by it is wrong about the images that
 contradict it. Learning from a biased model's errors is the idea of JTT (Liu et al. 2021) and LfF (Nam et al. 2020), and
-no part of ULE; :func:`relative_difficulty` is LfF's. That the right and the wrong images of each class weigh alike, as
-groups do in group-balanced training, is ours. Torch only.
+no part of ULE, whose term beside these weights is :func:`ule_hf.unlearning.correlation`; :func:`relative_difficulty` is
+LfF's. That the right and the wrong images of each class weigh alike, as groups do in group-balanced training, is ours.
+Torch only.
 """
 
 from __future__ import annotations
