@@ -61,6 +61,8 @@ def test_the_correlation_is_the_cosine_of_the_differences_between_images_of_a_cl
     other_units = correlation(5 * student + labels, -2 * teacher - 3 * labels, labels)
     torch.testing.assert_close(other_units, rho2, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(correlation(student, student, labels), torch.ones_like(rho2), rtol=1e-4, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert correlation(student, teacher, labels) == rho2
     assert correlation(student, teacher, labels, "constant") == 0
     assert correlation(student, teacher, labels, "shuffled") == correlation(student.roll(1), teacher, labels)
 

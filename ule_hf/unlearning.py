@@ -113,8 +113,8 @@ def correlation(student_scores: Tensor, teacher_scores: Tensor, labels: Tensor, 
 
 def _centred(scores: Tensor, labels: Tensor) -> Tensor:
     """Each score minus the mean of its class, ``[B]``."""
-    same = (labels[:, None] == labels).to(scores.dtype)
-    return scores - same @ scores / same.sum(dim=1)
+    same = labels[:, None] == labels
+    return scores - (same * scores).sum(dim=1) / same.sum(dim=1)  # a matrix product would be autocast to bfloat16
 
 
 def apply_control(student_map: Tensor, control: Control, term: MapTerm) -> Tensor:
