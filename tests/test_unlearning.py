@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -48,13 +48,15 @@ def test_the_shuffled_control_gives_every_sample_another_ones_map():
     assert (shuffled != maps).all() and set(shuffled[:, 0].tolist()) == {0, 1, 2, 3}
 
 
-@given(st.integers(1, 5), st.integers(3, 9), st.integers(0, 2**31))
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(2, 9), st.integers(0, 2**31))
 def test_the_correlation_is_the_cosine_of_the_differences_between_images_of_a_class(classes, of_each, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat(of_each)
     student, teacher = torch.randn(2, len(labels), generator=generator, dtype=torch.float64)
     same = labels[:, None] == labels
     differences = [(scores[:, None] - scores)[same] for scores in (student, teacher)]
+    assume(all(of_model.square().sum() > 0.1 for of_model in differences))  # far above the epsilon
     expected = torch.cosine_similarity(*differences, dim=0) ** 2
     rho2 = correlation(student, teacher, labels)
     torch.testing.assert_close(rho2, expected, rtol=1e-4, atol=1e-6)
