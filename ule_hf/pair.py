@@ -101,7 +101,8 @@ class StudentTeacher(nn.Module):
             unlearning_weight: λ; at 0 there is no term and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
             train_student: False to leave the student's weights as they are; BatchNorm goes on to count the images,
-                because a head start may be too short for its statistics, and its maps go by the batch.
+                because a head start may be too short for its statistics, and averages them from where
+                :func:`forget_batch_statistics` was called.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             balance: ``[2, K, 2]``, the :func:`ule_hf.balancing.tally` of relative difficulties before this batch; the
@@ -121,7 +122,7 @@ class StudentTeacher(nn.Module):
         at_images = unlearn and not balances and self.variant.attribution == "gradient" and unlearning_fraction == 1
         loss_name = "generalised_cross_entropy" if balances else self.variant.student_loss
 
-        with nullcontext() if train_student else evaluation_mode_but_for_batch_norm(self.student):
+        with nullcontext() if train_student else evaluation_mode(self.student, but_for_batch_norm=True):
             student = self._student_pass(pixel_values, labels, loss_name, train_student, saliency=at_images)
         if not train_teacher:
             student_loss = student.loss_with_gradients()
@@ -151,7 +152,7 @@ class StudentTeacher(nn.Module):
             if self.variant.attribution == "path":
                 path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
-            with nullcontext() if train_student else evaluation_mode_but_for_batch_norm(self.student):
+            with nullcontext() if train_student else evaluation_mode(self.student):
                 of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator, ask_student)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
@@ -361,16 +362,30 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
 
 
 @contextmanager
-def evaluation_mode_but_for_batch_norm(module: nn.Module) -> Iterator[None]:
-    """``module.eval()`` for a while, BatchNorm excepted: that stays in training, statistics and all."""
-    training = [m for m in module.modules() if m.training and not isinstance(m, _NormBase)]
+def evaluation_mode(module: nn.Module, but_for_batch_norm: bool = False) -> Iterator[None]:
+    """``module.eval()`` for a while; ``but_for_batch_norm`` leaves that in training, with plain averages over all batches
+    since its running statistics were forgotten."""
+    training = [m for m in module.modules() if m.training]
+    averaging = [(m, m.momentum) for m in training if but_for_batch_norm and isinstance(m, _NormBase)]
     for m in training:
         m.training = False
+    for m, _ in averaging:
+        m.training, m.momentum = True, None
     try:
         yield
     finally:
         for m in training:
             m.training = True
+        for m, momentum in averaging:
+            m.momentum = momentum
+
+
+def forget_batch_statistics(module: nn.Module) -> None:
+    """Count BatchNorm's running statistics anew, of layers in training mode: in a few steps of a head start they have
+    hardly left where they began, and a frozen student's maps would be noise until they have."""
+    for m in module.modules():
+        if isinstance(m, _NormBase) and m.training and m.track_running_stats:
+            m.reset_running_stats()
 
 
 @contextmanager
