@@ -101,8 +101,7 @@ class StudentTeacher(nn.Module):
             unlearning_weight: λ; at 0 there is no term and no map is computed.
             train_teacher: False while the student has its head start; the teacher is then not called at all.
             train_student: False to leave the student's weights as they are; BatchNorm goes on to count the images,
-                because a head start may be too short for its statistics, and averages them from where
-                :func:`forget_batch_statistics` was called.
+                because a head start may be too short for its statistics.
             unlearning_fraction: below 1 the term is the mean over the first ⌈fraction · B⌉ samples, two at least. Both
                 models see those once more, with batch statistics of their own: the term is that of the smaller batch.
             balance: ``[2, K, 2]``, the :func:`ule_hf.balancing.tally` of relative difficulties before this batch; the
@@ -153,7 +152,10 @@ class StudentTeacher(nn.Module):
                 path = draw_path(labels, generator) if partners is None else (partners, points)
             some = slice(max(2, math.ceil(unlearning_fraction * len(labels))))
             with nullcontext() if train_student else evaluation_mode(self.student):
-                of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator, ask_student)
+                of_term = self._term_of_some(pixel_values.detach(), labels, some, path, generator)
+            if ask_student and of_term:
+                with evaluation_mode(self.student, but_for_batch_norm=True):
+                    of_term["student_turned"] = self._share_turned(pixel_values.detach(), labels, path, generator)
 
         # Last, so that in the backward it comes first: a reduction over processes then overlaps with the teacher's.
         student_loss = student.loss_with_gradients()
@@ -253,7 +255,6 @@ class StudentTeacher(nn.Module):
         some: slice,
         path: tuple[Tensor, Tensor] | None,
         generator: torch.Generator | None,
-        ask_student: bool,
     ) -> dict[str, Tensor]:
         """The term from passes of its own: on the path, or at some of the images. Empty where there is no path."""
         inputs, labels_of_partners, difference = images[some], None, None
@@ -273,7 +274,7 @@ class StudentTeacher(nn.Module):
         with frozen_batch_statistics(self):
             of_student = attribution(self.student, create_graph=False)
         if self.variant.term == "exchange":
-            return self._exchange_term(of_student, images, labels, path[0], generator, ask_student)
+            return self._exchange_term(of_student, images, labels, path[0], generator)
         with frozen_batch_statistics(self), self._twice_differentiable():
             of_teacher = attribution(self.teacher, create_graph=True)
         inputs.requires_grad_(False)
@@ -286,29 +287,45 @@ class StudentTeacher(nn.Module):
         labels: Tensor,
         partners: Tensor,
         generator: torch.Generator | None,
-        ask_student: bool,
     ) -> dict[str, Tensor]:
         """The teacher's cross-entropy where the cells that decide for the student come from the partner."""
-        variant = self.variant
-        student_map = attribution_map(of_student, variant.grid, variant.map_sign, variant.map_norm, True)
-        cells = control_cells(decisive_cells(student_map, variant.coverage), variant.control, generator)
+        student_map, cells = self._map_and_cells(of_student, generator)
         # These do count in BatchNorm's running statistics: the teacher has to answer for such images as for any other,
         # and without them it tells them apart by their statistics, and keeps the shortcut for the others.
-        exchanged = exchange(images, partners, cells, variant.grid)
+        exchanged = exchange(images, partners, cells, self.variant.grid)
         logits = _logits(self.teacher, exchanged)
         own, other = labels[: len(logits)], labels[partners[: len(logits)]]
-        of_term = {
+        return {
             # comparing would swallow a student's map that is not finite
             "unlearning_loss": F.cross_entropy(logits, own) + 0 * student_map.sum(),
             "dead_maps": (student_map == 0).all(dim=1).sum(),
             "exchanged_share": cells.float().mean(),
             "exchanged_accuracy": (class_score(logits.detach(), own, "difference", other) < 0).float().mean(),
         }
-        if ask_student:
-            with torch.no_grad(), frozen_batch_statistics(self):
-                turned = class_score(_logits(self.student, exchanged), own, "difference", other) > 0
-            of_term["student_turned"] = turned.float().mean()
-        return of_term
+
+    def _share_turned(
+        self, images: Tensor, labels: Tensor, path: tuple[Tensor, Tensor], generator: torch.Generator | None
+    ) -> Tensor:
+        """How many images the student takes for their partner's class when the cells that decide for it are exchanged.
+
+        By the statistics of the batch, the map too: the running ones of a student that was just frozen have hardly
+        counted yet, and by them it cannot say.
+        """
+        partners = path[0]
+        inputs, difference = mix(images, *path)
+        inputs = inputs.requires_grad_()
+        with frozen_batch_statistics(self.student):
+            score = class_score(_logits(self.student, inputs), labels, self.variant.score, labels[partners])
+            _, cells = self._map_and_cells(path_attribution(score, inputs, difference), generator)
+            with torch.no_grad():
+                logits = _logits(self.student, exchange(images, partners, cells, self.variant.grid))
+        return (class_score(logits, labels, "difference", labels[partners]) > 0).float().mean()
+
+    def _map_and_cells(self, of_student: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Of term ``exchange``: the student's map, and the cells that come from the partner."""
+        variant = self.variant
+        student_map = attribution_map(of_student, variant.grid, variant.map_sign, variant.map_norm, True)
+        return student_map, control_cells(decisive_cells(student_map, variant.coverage), variant.control, generator)
 
     def _maps(self, of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
         variant, sum_before_sign = self.variant, self.variant.attribution == "path"
@@ -363,29 +380,16 @@ def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
 
 @contextmanager
 def evaluation_mode(module: nn.Module, but_for_batch_norm: bool = False) -> Iterator[None]:
-    """``module.eval()`` for a while; ``but_for_batch_norm`` leaves that in training, with plain averages over all batches
-    since its running statistics were forgotten."""
-    training = [m for m in module.modules() if m.training]
-    averaging = [(m, m.momentum) for m in training if but_for_batch_norm and isinstance(m, _NormBase)]
+    """``module.eval()`` for a while; ``but_for_batch_norm`` leaves that in training, statistics and all."""
+    kept = _NormBase if but_for_batch_norm else ()
+    training = [m for m in module.modules() if m.training and not isinstance(m, kept)]
     for m in training:
         m.training = False
-    for m, _ in averaging:
-        m.training, m.momentum = True, None
     try:
         yield
     finally:
         for m in training:
             m.training = True
-        for m, momentum in averaging:
-            m.momentum = momentum
-
-
-def forget_batch_statistics(module: nn.Module) -> None:
-    """Count BatchNorm's running statistics anew, of layers in training mode: in a few steps of a head start they have
-    hardly left where they began, and a frozen student's maps would be noise until they have."""
-    for m in module.modules():
-        if isinstance(m, _NormBase) and m.training and m.track_running_stats:
-            m.reset_running_stats()
 
 
 @contextmanager

@@ -22,12 +22,7 @@ from ule_hf.classifier_trainer import ClassifierTrainer, decayed_apart
 from ule_hf.config import ULEConfig
 from ule_hf.errors import UleError
 from ule_hf.hub import STUDENT_FOLDER
-from ule_hf.pair import (
-    StudentTeacher,
-    StudentTeacherOutput,
-    forget_batch_statistics,
-    twice_differentiable_attention,
-)
+from ule_hf.pair import StudentTeacher, StudentTeacherOutput, twice_differentiable_attention
 from ule_hf.seeds import named_generator
 from ule_hf.step_cost import measure_step_cost
 from ule_hf.watch import StudentLearns
@@ -116,8 +111,6 @@ class ULETrainer(ClassifierTrainer):
             # only these keys become predictions
             shown = {"loss": output.loss, "logits": output.logits, "student_logits": output.student_logits}
             return (output.loss, shown) if return_outputs else output.loss
-        if self.args.freeze_student and self._teacher_joins():
-            forget_batch_statistics(self.model.student)
         output = model(
             pixel_values,
             labels,
@@ -163,11 +156,6 @@ class ULETrainer(ClassifierTrainer):
 
     def _teacher_has_joined(self) -> bool:
         return (self.state.epoch or 0.0) >= self.head_start_ends
-
-    def _teacher_joins(self) -> bool:
-        """Whether this is the teacher's first step: it had not joined at the step before."""
-        epoch = self.state.epoch or 0.0
-        return self._teacher_has_joined() and epoch - epoch / max(1, self.state.global_step) < self.head_start_ends
 
     def _watch(self, output: StudentTeacherOutput, labels: Tensor) -> None:
         """What decides how training goes on, counted over all processes: the same on each."""
