@@ -153,7 +153,7 @@ def test_a_broken_map_is_named(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize(("term", "norm"), product(get_args(MapTerm), ["max", "sum", "l2"]))
+@pytest.mark.parametrize(("term", "norm"), [*product(get_args(MapTerm), ["max", "sum", "l2"])])
 @pytest.mark.parametrize("dead", ["student", "teacher", "both"])
 def test_dead_maps_have_a_finite_term_and_gradient(term, norm, dead):
     attributions = {name: torch.rand(3, 1, 2, 2).requires_grad_() for name in ("student", "teacher")}
