@@ -3,6 +3,7 @@
 ``student_map`` and ``teacher_map`` are ``[B, N]`` from :func:`ule_hf.attribution.attribution_map`; the student's is
 detached by the caller. The teacher minimises CE + λ · mean over the batch of the term. The published text names a mean
 squared error between saliency maps; everything beyond that is our reading and marked so.
+:func:`correlation` stands apart: scores in, one value for the batch out.
 """
 
 from __future__ import annotations
