@@ -49,6 +49,9 @@ class DataArguments:
             "label."
         },
     )
+    classes: list[str] = field(
+        default_factory=list, metadata={"help": "dominoes: two classes of CIFAR-10; automobile and truck if left out."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "folder: column with the file names."})
     label_column: str = field(default="label", metadata={"help": "folder: column with the labels."})
     split_column: str | None = field(default=None, metadata={"help": "folder: column with the splits."})

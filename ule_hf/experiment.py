@@ -233,6 +233,8 @@ def _load_named(data_args: DataArguments, seed: int) -> DatasetDict:
         options = {"data_dir": data_args.data_dir, "correlation": data_args.correlation, "seed": seed}
         if data_args.dataset == "digit_pairs":
             options["shortcut"] = data_args.shortcut
+        elif data_args.classes:
+            options["classes"] = tuple(data_args.classes)
         return load(data_args.dataset, **options)
     if data_args.dataset in BENCHMARKS:
         options = {option: getattr(data_args, option) for option in BENCHMARKS[data_args.dataset].OPTIONS}

@@ -257,19 +257,17 @@ class StudentTeacher(nn.Module):
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
         """The term from passes of its own: on the path, or at some of the images. Empty where there is no path."""
-        inputs, labels_of_partners, difference = images[some], None, None
-        if self.variant.attribution == "path":
-            if path is None:
-                return {}
-            inputs, difference = (t[some] for t in mix(images, *path))
-            labels_of_partners = labels[path[0]][some]
-        inputs = inputs.detach().requires_grad_()
+        if self.variant.attribution == "path" and path is None:
+            return {}
 
         def attribution(model: nn.Module, create_graph: bool) -> Tensor:
-            score = class_score(_logits(model, inputs), labels[some], self.variant.score, labels_of_partners)
-            if difference is None:
-                return input_gradient(score, inputs, create_graph)
-            return path_attribution(score, inputs, difference, create_graph)
+            if path is not None:
+                return self._path_attribution(model, images, labels, path, some, create_graph)
+            inputs = images[some].detach().requires_grad_()
+            score = class_score(_logits(model, inputs), labels[some], self.variant.score)
+            of_model = input_gradient(score, inputs, create_graph)
+            inputs.requires_grad_(False)
+            return of_model
 
         with frozen_batch_statistics(self):
             of_student = attribution(self.student, create_graph=False)
@@ -277,8 +275,24 @@ class StudentTeacher(nn.Module):
             return self._exchange_term(of_student, images, labels, path[0], generator)
         with frozen_batch_statistics(self), self._twice_differentiable():
             of_teacher = attribution(self.teacher, create_graph=True)
-        inputs.requires_grad_(False)
         return self._term(*self._maps(of_student, of_teacher))
+
+    def _path_attribution(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        path: tuple[Tensor, Tensor],
+        some: slice = slice(None),
+        create_graph: bool = False,
+    ) -> Tensor:
+        """A model's, at one point of the path of ``some`` of the images: ``[len(some), C, H, W]``."""
+        inputs, difference = (t[some] for t in mix(images, *path))
+        inputs = inputs.detach().requires_grad_()
+        score = class_score(_logits(model, inputs), labels[some], self.variant.score, labels[path[0]][some])
+        of_model = path_attribution(score, inputs, difference, create_graph)
+        inputs.requires_grad_(False)  # the last backward then computes no image gradient of its own
+        return of_model
 
     def _exchange_term(
         self,
@@ -312,11 +326,9 @@ class StudentTeacher(nn.Module):
         counted yet, and by them it cannot say.
         """
         partners = path[0]
-        inputs, difference = mix(images, *path)
-        inputs = inputs.requires_grad_()
         with frozen_batch_statistics(self.student):
-            score = class_score(_logits(self.student, inputs), labels, self.variant.score, labels[partners])
-            _, cells = self._map_and_cells(path_attribution(score, inputs, difference), generator)
+            of_student = self._path_attribution(self.student, images, labels, path)
+            _, cells = self._map_and_cells(of_student, generator)
             with torch.no_grad():
                 logits = _logits(self.student, exchange(images, partners, cells, self.variant.grid))
         return (class_score(logits, labels, "difference", labels[partners]) > 0).float().mean()

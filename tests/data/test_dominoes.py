@@ -212,3 +212,19 @@ def test_bad_options(folder):
         build_dominoes(folder, 0.4)
     with pytest.raises(UleError, match="--data_dir"):
         build_dominoes()
+    for classes in (("cat", "cat"), ("cat", "lorry"), ("cat",)):
+        with pytest.raises(UleError, match="name two of airplane"):
+            build_dominoes(folder, classes=classes)
+
+
+def test_other_classes(folder):
+    """The same splits and digits; pictures and names are those of the classes that are asked for, in their order."""
+    default, other = build_dominoes(folder), build_dominoes(folder, classes=("truck", "cat"))
+    for split in default:
+        assert other[split].features["label"].names == ["truck", "cat"]
+        assert (
+            other[split]["label"] == default[split]["label"] and other[split]["shortcut"] == default[split]["shortcut"]
+        )
+        for image, label in zip(other[split]["image"], other[split]["label"], strict=True):
+            of_class = cifar10()["test" if split == "test" else "train"][("truck", "cat")[label]]
+            assert (np.asarray(image)[32:] == of_class).all(axis=(1, 2, 3)).any()
