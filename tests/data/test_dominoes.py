@@ -12,10 +12,12 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from ule_hf.arguments import parse
 from ule_hf.data import load
 from ule_hf.data.dominoes import build_dominoes
 from ule_hf.data.small_pictures import CIFAR10_CLASSES, read_cifar10, read_mnist
 from ule_hf.errors import UleError
+from ule_hf.experiment import load_data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.usefixtures("cache")
@@ -228,3 +230,10 @@ def test_other_classes(folder):
         for image, label in zip(other[split]["image"], other[split]["label"], strict=True):
             of_class = cifar10()["test" if split == "test" else "train"][("truck", "cat")[label]]
             assert (np.asarray(image)[32:] == of_class).all(axis=(1, 2, 3)).any()
+
+
+def test_classes_on_the_command_line(folder):
+    asked = ["--dataset", "dominoes", "--data_dir", str(folder), "--output_dir", "x", "--classes"]
+    data = load_data(parse([*asked, "cat", "truck"])[0], seed=0)
+    assert data["train"].features["label"].names == ["cat", "truck"]
+    assert load_data(parse(asked[:-1])[0], seed=0)["train"].features["label"].names == ["automobile", "truck"]
