@@ -87,4 +87,4 @@ def test_one_bed_needs_only_its_own_placeholders(tmp_path):
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "recipes" / "comparisons").glob("*.yaml")), ids=lambda f: f.stem)
 def test_the_comparisons_that_are_shipped_are_ones(file):
     plan = read_plan(file)
-    plan.check(plan.cells({} if file.stem == "quick" else {"data": "data"}))
+    plan.check(plan.cells({"data": "data"} if "${data}" in file.read_text(encoding="utf-8") else {}))
