@@ -67,13 +67,19 @@ def _attribution(classifier: nn.Module, pixel_values: Tensor, kind: MapKind, ref
     if kind == "grad_cam":
         return _grad_cam(classifier, pixel_values, predicted)
     if kind == "path":
-        return _expected_gradients(classifier, pixel_values, predicted, references)
+        return expected_gradients(classifier, pixel_values, predicted, references)
     images = pixel_values.clone().requires_grad_()
     return input_gradient(class_score(classifier(pixel_values=images).logits, predicted), images)
 
 
-def _expected_gradients(classifier: nn.Module, images: Tensor, predicted: Tensor, references: Tensor) -> Tensor:
-    """``[B, C, H, W]``; a picture's sum is the mean of log p(reference) − log p(image) of the predicted class."""
+def expected_gradients(classifier: nn.Module, images: Tensor, predicted: Tensor, references: Tensor) -> Tensor:
+    """``[B, C, H, W]``; a picture's sum is the mean of log p(reference) − log p(image) of the predicted class.
+
+    Args:
+        images: ``[B, C, H, W]``, normalised.
+        predicted: ``[B]`` class ids.
+        references: ``[B, R, C, H, W]``: the other ends of the paths.
+    """
     size = len(images)
     total = torch.zeros_like(images)
     for ends in references.unbind(dim=1):
