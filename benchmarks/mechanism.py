@@ -75,7 +75,8 @@ def missing_to_completeness(model: nn.Module, images: Tensor, others: Tensor) ->
 
 def table(lines: list[dict[str, object]]) -> str:
     rows = [
-        "| method | model | epoch | worst group | path on the shortcut | gradient on the shortcut | to completeness |",
+        "| method | model | epoch | worst group | path on the shortcut | gradient on the shortcut "
+        "| missing to completeness |",
         "|---" * 7 + "|",
     ]
     for line in lines:
