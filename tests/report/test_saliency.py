@@ -12,7 +12,7 @@ from tests.conftest import smooth_network
 from tests.report.models import LABELS, Looker
 from ule_hf.backbones import load_backbone
 from ule_hf.errors import UleError
-from ule_hf.report.saliency import _expected_gradients, area, blurred, saliency, share_on_object
+from ule_hf.report.saliency import area, blurred, expected_gradients, saliency, share_on_object
 
 CORNER = (slice(0, 2), slice(0, 2))
 
@@ -58,7 +58,7 @@ def test_expected_gradients_sum_to_the_change_of_the_log_probability():
     log_prob = network(images).logits.log_softmax(1)
     predicted = log_prob.argmax(1)
     ends = torch.stack([network(references[i]).logits.log_softmax(1)[:, predicted[i]].mean() for i in range(2)])
-    of_model = _expected_gradients(network, images, predicted, references).flatten(1).sum(1)
+    of_model = expected_gradients(network, images, predicted, references).flatten(1).sum(1)
     expected = ends - log_prob.gather(1, predicted[:, None]).squeeze(1)
     torch.testing.assert_close(of_model, expected, atol=2e-3, rtol=2e-3)
 
